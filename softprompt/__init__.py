@@ -1,0 +1,29 @@
+"""softprompt: prompt tuning of frozen causal language models in pure PyTorch (Lester et al., 2021).
+
+The names below are loaded on first use, so that a command line is read, and refused, before PyTorch is imported.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "SoftPromptEmbedding": "softprompt.prompt",
+    "SoftPromptModel": "softprompt.model",
+    "PromptFile": "softprompt.prompt_file",
+    "load_prompt": "softprompt.prompt_file",
+    "save_prompt": "softprompt.prompt_file",
+    "UserError": "softprompt.errors",
+}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,123 @@
+"""From a config dataclass to a command line, and from exceptions to exit statuses."""
+
+import argparse
+import dataclasses
+import logging
+import os
+import re
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from softprompt.config import flag
+from softprompt.errors import Interrupted, UserError
+
+Config = TypeVar("Config")
+
+
+def parse(config_class: type[Config], argv: Sequence[str] | None, *, prog: str, description: str) -> Config:
+    """Read `argv` into a `config_class`; both `--a-b` and `--a_b` are understood.
+
+    Raises:
+        UserError: an unknown flag, a value of the wrong type, or one that the config refuses.
+    """
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        _add_flag(parser, field, _plain_type(hints[field.name]))
+    argv = sys.argv[1:] if argv is None else argv
+    dashed = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
+    return config_class(**vars(parser.parse_args(dashed)))
+
+
+def run(main: Callable[[], None], *, prog: str) -> int:
+    """Call `main` and return the exit status: 0, 1 (our bug), 2 (input or machine), 130 or 143 (signal)."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _raise_interrupted)
+    try:
+        main()
+        sys.stdout.flush()
+        return 0
+    except Interrupted as stop:
+        return _say(prog, stop.message, stop.exit_status)
+    except BrokenPipeError:
+        # the reader has gone (`| head`): keep the interpreter from flushing into it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UserError, OSError, MemoryError) as error:
+        return _say(prog, f"error: {_one_line(error)}", 2)
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        return _say(prog, f"error: out of memory; {MEMORY_ADVICE}", 2)
+
+
+def quiet_libraries() -> None:
+    """Leave the screen to softprompt: no bars, warnings or log lines of the libraries that a command uses."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+
+
+MEMORY_ADVICE = "try --gradient-checkpointing, a smaller --per-device-train-batch-size or --max-length"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, raised like every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help lists the flags")
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: type) -> None:
+    """Add one field; the default stands in the help."""
+    help_text = field.metadata["help"].replace("%", "%%")
+    if "(default:" not in help_text and kind is not bool:
+        help_text += f" (default: {field.default!r})".replace("%", "%%")
+    if kind is bool:
+        help_text += f" (default: {'on' if field.default else 'off'})"
+        action = argparse.BooleanOptionalAction if field.default else "store_true"
+        parser.add_argument(flag(field.name), action=action, default=field.default, help=help_text)
+    else:
+        parser.add_argument(
+            flag(field.name),
+            type=kind,
+            default=field.default,
+            choices=field.metadata["choices"],
+            metavar=None if field.metadata["choices"] else kind.__name__.upper(),
+            help=help_text,
+        )
+
+
+def _plain_type(hint: object) -> type:
+    """`int` for both `int` and `int | None`."""
+    if isinstance(hint, types.UnionType):
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _raise_interrupted(signum: int, frame: object) -> NoReturn:
+    raise Interrupted(signum)
+
+
+def _one_line(error: BaseException) -> str:
+    """The message with the file of an `OSError` in front and no line breaks."""
+    if isinstance(error, MemoryError):
+        return f"out of memory; {MEMORY_ADVICE}"
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _say(prog: str, message: str, status: int) -> int:
+    """Print one line to stderr and hand the status back."""
+    print(f"{prog}: {message}", file=sys.stderr, flush=True)
+    return status

@@ -1,0 +1,137 @@
+"""Every option once: name, type, default, help and validation. `command.py` builds the command line from these."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softprompt.errors import UserError
+
+DEFAULT_MODEL = "builtin:bloom-small@1"
+DEFAULT_DATA = "builtin:polite"
+DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that is also a command-line flag."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of an option: `max_length` -> `--max-length`."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Options of `train.py`; names are those of `transformers.TrainingArguments` for the same thing."""
+
+    model: str = option(DEFAULT_MODEL, "frozen base: a folder, a hub id or the BLOOM that ships with softprompt")
+    data: str = option(DEFAULT_DATA, "rows to train on: a JSON, JSONL, CSV or Parquet file, a folder, or a hub id")
+    prompt_file: str = option("prompt.safetensors", "where the trained prompt is written when the run ends")
+    run_dir: str | None = option(
+        None, "checkpoints and metrics (default: NAME.run beside a prompt file NAME.safetensors)"
+    )
+    virtual_tokens: int | None = option(None, "number of virtual tokens P (default: token count of the init text)")
+    init: str = option("text", "what the prompt starts from", choices=("text", "vocab", "random"))
+    init_text: str = option(DEFAULT_INIT_TEXT, "text whose embeddings start the prompt with --init text")
+    init_from: str | None = option(None, "start from this prompt file instead of --init")
+    allow_other_base: bool = option(False, "accept an --init-from prompt that was trained on another base")
+    max_length: int = option(256, "cut rows to this many text tokens (virtual tokens not counted)")
+    per_device_train_batch_size: int = option(1, "rows per forward pass")
+    gradient_accumulation_steps: int = option(8, "forward passes per optimizer step")
+    num_train_epochs: float = option(1.0, "passes over the rows")
+    max_steps: int = option(-1, "stop after this many optimizer steps, whatever the epochs; -1: no limit")
+    learning_rate: float | None = option(None, "AdamW's rate (default: 0.3 x the prompt's RMS at initialisation)")
+    lr_scheduler_type: str = option(
+        "linear", "shape of the rate over the run", choices=("linear", "cosine", "constant", "constant_with_warmup")
+    )
+    warmup_steps: float = option(0.0, "steps of linear warm-up; below 1: a share of all steps")
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
+    max_grad_norm: float = option(1.0, "clip the prompt's gradient to this norm; 0: no clipping")
+    logging_steps: int = option(10, "log every so many steps")
+    save_steps: int = option(100, "save a checkpoint every so many steps")
+    eval_steps: int | None = option(None, "held-out loss every so many steps (default: before and after the run)")
+    eval_data: str | None = option(
+        None, "held-out rows: like --data (default: the data's own validation or test split)"
+    )
+    eval_fraction: float | None = option(
+        None, "share of the rows to hold out when there is no held-out split (default: 0.02, at most 200 rows)"
+    )
+    precision: str = option("auto", "arithmetic of the frozen base; the prompt stays fp32", choices=PRECISIONS)
+    gradient_checkpointing: bool = option(False, "recompute layers in the backward pass: less memory, slower")
+    seed: int = option(42, "seed of the order of rows, the held-out share and the vocab and random inits")
+    device: str = option("auto", "cpu, cuda, cuda:N or auto")
+    resume: bool = option(False, "go on from the last checkpoint in the run folder")
+    overwrite: bool = option(False, "replace an existing prompt file and run folder")
+
+    def __post_init__(self) -> None:
+        _require(self.virtual_tokens is None or self.virtual_tokens >= 1, self, "virtual_tokens", "must be at least 1")
+        for name in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
+            _require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        _require(self.save_steps >= 1, self, "save_steps", "must be at least 1")
+        _require(self.eval_steps is None or self.eval_steps >= 1, self, "eval_steps", "must be at least 1")
+        _require(0 < self.num_train_epochs < float("inf"), self, "num_train_epochs", "must be above 0")
+        _require(self.max_steps == -1 or self.max_steps >= 1, self, "max_steps", "must be -1 or at least 1")
+        rate = self.learning_rate
+        _require(rate is None or 0 < rate < float("inf"), self, "learning_rate", "must be above 0")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            _require(0 <= getattr(self, name) < float("inf"), self, name, "must be 0 or above")
+        share = self.eval_fraction
+        _require(share is None or 0 <= share < 1, self, "eval_fraction", "must be at least 0 and below 1")
+        _require(share is None or self.eval_data is None, self, "eval_fraction", "give it or --eval-data, not both")
+        _require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
+        _require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
+        _require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows in one optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def run_folder(self) -> Path:
+        """Where checkpoints and metrics go: `a/p.run` for `a/p.safetensors` unless given."""
+        return Path(self.run_dir) if self.run_dir else Path(self.prompt_file).with_suffix(".run")
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Options of `generate.py`; names are those of `transformers.GenerationConfig` for the same thing."""
+
+    prompt_file: str = option("prompt.safetensors", "the trained prompt")
+    model: str | None = option(None, "base to run it on (default: the base that the prompt file names)")
+    allow_other_base: bool = option(False, "run the prompt on a base that it was not trained on")
+    instruction: str | None = option(None, "the question; - reads it from standard input (default: a sample question)")
+    input: str = option("", "extra input that belongs to the question")
+    max_length: int = option(128, "most text tokens, question and answer together (virtual tokens not counted)")
+    max_new_tokens: int | None = option(None, "most tokens of the answer, instead of --max-length")
+    do_sample: bool = option(True, "sample; otherwise take the most probable token every time")
+    top_k: int = option(50, "sample from this many most probable tokens; 0: from all")
+    top_p: float = option(0.95, "sample from the fewest tokens that together reach this probability")
+    temperature: float = option(0.7, "divide the logits by this before sampling")
+    repetition_penalty: float = option(1.0, "above 1: make tokens that the text already holds less probable")
+    num_return_sequences: int = option(1, "answers to the question")
+    compare: bool = option(False, "also print the base's answer without the prompt")
+    seed: int | None = option(None, "seed of the sampling (default: drawn, and printed)")
+    precision: str = option("auto", "arithmetic of the base", choices=PRECISIONS)
+    device: str = option("auto", "cpu, cuda, cuda:N or auto")
+
+    def __post_init__(self) -> None:
+        for name in ("max_length", "num_return_sequences"):
+            _require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        _require(self.max_new_tokens is None or self.max_new_tokens >= 1, self, "max_new_tokens", "must be at least 1")
+        _require(self.top_k >= 0, self, "top_k", "must be 0 or above")
+        _require(0 < self.top_p <= 1, self, "top_p", "must be above 0 and at most 1")
+        for name in ("temperature", "repetition_penalty"):
+            _require(0 < getattr(self, name) < float("inf"), self, name, "must be above 0")
+        several = self.num_return_sequences > 1 and not self.do_sample
+        _require(not several, self, "num_return_sequences", "needs --do-sample: without it all answers are the same")
+        _require(self.seed is None or 0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
+
+
+def _require(condition: bool, config: object, name: str, message: str) -> None:
+    """Raise `UserError` with the flag, the value received and what is allowed."""
+    if not condition:
+        raise UserError(f"{flag(name)} {getattr(config, name)}: {message}")

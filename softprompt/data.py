@@ -1,0 +1,177 @@
+"""Rows: load them with `datasets` from a file, folder or hub id, check them, and hold some out."""
+
+import csv
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from softprompt import builtin, hub
+from softprompt.encoding import Row
+from softprompt.errors import UserError
+
+READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+COLUMNS = ("instruction", "input", "output")
+HELD_OUT_SPLITS = ("validation", "test")
+DEFAULT_EVAL_FRACTION = 0.02
+MAX_DEFAULT_EVAL_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows to train on and rows held out (none if `eval_rows` is empty)."""
+
+    train_rows: list[Row]
+    eval_rows: list[Row]
+
+
+def load_splits(data: str, *, eval_data: str | None, eval_fraction: float | None, seed: int) -> Splits:
+    """Load `data` and choose the held-out rows.
+
+    In this order: `eval_data`; the data's own `validation`, else `test` split; a seeded `eval_fraction` of the rows.
+
+    Raises:
+        UserError: missing or unreadable data, or rows that are not Alpaca rows.
+    """
+    tables = _load_tables(data, "--data")
+    train_rows = _rows(_choose(tables, ("train",), data, "--data"), data)
+    if eval_data is not None:
+        held_out = _load_tables(eval_data, "--eval-data")
+        wanted = (*HELD_OUT_SPLITS, "train")
+        return Splits(train_rows, _rows(_choose(held_out, wanted, eval_data, "--eval-data"), eval_data))
+    own = next((split for split in HELD_OUT_SPLITS if split in tables), None)
+    if own is not None and eval_fraction is None and "train" in tables:
+        return Splits(train_rows, _rows(tables[own], f"{data} ({own})"))
+    return _hold_out(train_rows, eval_fraction, seed)
+
+
+def load_table(data: str, split: str) -> list[Row]:
+    """The rows of one split, by its name.
+
+    Raises:
+        UserError: as `load_splits`, or there is no such split.
+    """
+    tables = _load_tables(data, "--data")
+    if split not in tables:
+        raise UserError(f"--data {data}: has no split {split}, only {', '.join(tables)}")
+    return _rows(tables[split], f"{data} ({split})")
+
+
+def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> Splits:
+    """Split rows by a seeded draw; both parts keep the file's order."""
+    if fraction is None:
+        count = min(int(len(rows) * DEFAULT_EVAL_FRACTION), MAX_DEFAULT_EVAL_ROWS)
+    else:
+        count = min(round(len(rows) * fraction), len(rows) - 1)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = set(order[:count])
+    return Splits(
+        [row for place, row in enumerate(rows) if place not in chosen],
+        [row for place, row in enumerate(rows) if place in chosen],
+    )
+
+
+def _load_tables(name: str, flag: str) -> dict[str, list[dict[str, object]]]:
+    """Every split under its name; a single table is `train`."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="softprompt-") as cache:
+            loaded = _load(name, flag, cache)
+            splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+            return {split: _records(table) for split, table in splits.items()}
+    except DatasetNotFoundError as error:
+        raise UserError(f"{flag} {name}: the hub has no such data set") from error
+    except (DatasetGenerationError, ValueError, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, UserError):
+            raise
+        cause = error.__cause__ or error
+        raise UserError(f"{flag} {name}: cannot be read ({' '.join(str(cause).split())[:200]})") from error
+
+
+def _load(name: str, flag: str, cache: str) -> Dataset | DatasetDict:
+    """Hand `name` to the reader that fits it."""
+    if builtin.is_builtin(name):
+        return load_dataset(str(builtin.data_folder(name)), cache_dir=cache)
+    if not hub.is_path(name):
+        hub.require_dataset(name)
+        return load_dataset(name)
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"{flag} {name}: no such file or folder")
+    if path.is_dir():
+        return _load_folder(path, flag, cache)
+    if path.stat().st_size == 0:
+        raise UserError(f"{flag} {name}: the file is empty; give rows with instruction, input and output")
+    return _load_file(path, flag, cache)
+
+
+def _load_folder(path: Path, flag: str, cache: str) -> Dataset | DatasetDict:
+    """A `save_to_disk` folder, or a folder of data files such as `train.jsonl` and `validation.jsonl`."""
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        return load_from_disk(str(path))
+    files = {file.stem: str(file) for file in sorted(path.iterdir()) if file.suffix.lower() in READERS}
+    if not files:
+        raise UserError(f"{flag} {path}: neither a save_to_disk folder nor one with {', '.join(READERS)} files")
+    return DatasetDict({split: _load_file(Path(file), flag, cache) for split, file in files.items()})
+
+
+def _load_file(path: Path, flag: str, cache: str) -> Dataset:
+    """One data file, by its suffix."""
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{flag} {path}: the suffix must be one of {', '.join(READERS)}")
+    options = _csv_options(path) if reader == "csv" else {}
+    return load_dataset(reader, data_files=str(path), split="train", cache_dir=cache, **options)
+
+
+def _csv_options(path: Path) -> dict[str, object]:
+    """Read every column as text, with no word standing for a missing value."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
+
+
+def _records(table: Dataset) -> list[dict[str, object]]:
+    """The columns that are used, as plain values detached from the files they came from."""
+    return list(table.select_columns([name for name in COLUMNS if name in table.column_names]))
+
+
+def _choose(tables: dict[str, list], wanted: Iterable[str], name: str, flag: str) -> list[dict[str, object]]:
+    """The first wanted split that is there, or the only one."""
+    for split in wanted:
+        if split in tables:
+            return tables[split]
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    raise UserError(f"{flag} {name}: has the splits {', '.join(tables)} but no train; name one file")
+
+
+def _rows(records: list[dict[str, object]], name: str) -> list[Row]:
+    """Check every row and give it its number. A blank output stays: encoding counts and skips it.
+
+    Raises:
+        UserError: no row at all, a row without instruction or output, or a value that is no text and no number.
+    """
+    if not records:
+        raise UserError(f"{name}: holds no row")
+    rows = []
+    for number, record in enumerate(records, start=1):
+        for column in ("instruction", "output"):
+            if record.get(column) is None or (column == "instruction" and not str(record[column]).strip()):
+                raise UserError(f"{name}, row {number}: no {column}; every row needs an instruction and an output")
+        rows.append(Row(*(_text(record.get(column), column, number, name) for column in COLUMNS), number=number))
+    return rows
+
+
+def _text(value: object, column: str, number: int, name: str) -> str:
+    """Text stays, numbers become text, a missing value is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise UserError(f"{name}, row {number}: {column} is a {type(value).__name__}, not text; write it as text")

@@ -1,0 +1,76 @@
+"""Rows to token ids: the template, the labels, the cut. Training and generation use the same rules."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompt.errors import UserError
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One Alpaca row; `number` is its place in the file, from 1, for messages."""
+
+    instruction: str
+    input: str
+    output: str
+    number: int
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """Token ids of one row and its labels, which are -100 wherever nothing is to be predicted."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def num_supervised(self) -> int:
+        """Labels that count in the loss."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+def format_question(instruction: str, input: str) -> str:
+    """The text before the response. An empty input leaves no blank line."""
+    return "\n".join(["Human: " + instruction, input]).strip() + "\n\nAssistant: "
+
+
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of `text` taken as text only: nothing is added, and a `</s>` inside it is characters, not the end."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> EncodedRow:
+    """Question, response and the eos id, cut to `max_length` tokens; labels cover response and eos."""
+    question = encode_text(format_question(row.instruction, row.input), tokenizer)
+    response = [*encode_text(row.output, tokenizer), tokenizer.eos_token_id]
+    return EncodedRow(
+        input_ids=(question + response)[:max_length],
+        labels=([IGNORE_INDEX] * len(question) + response)[:max_length],
+    )
+
+
+def encode_rows(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> tuple[list[EncodedRow], list[int]]:
+    """Encode every row; returns those with something to learn and the numbers of those without.
+
+    A row has nothing to learn when its output is blank or its question alone fills `max_length`.
+    """
+    kept, skipped = [], []
+    for row in rows:
+        encoded = encode_row(row, tokenizer, max_length=max_length)
+        if row.output.strip() and encoded.num_supervised:
+            kept.append(encoded)
+        else:
+            skipped.append(row.number)
+    return kept, skipped
+
+
+def require_eos(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise `UserError` for a tokenizer without an end-of-text token: its answers could never end."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"--model {name}: its tokenizer has no eos token; set one in tokenizer_config.json")

@@ -1,0 +1,100 @@
+"""Which names are paths and which are hub ids, and fetching from the hub without hanging."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from softprompt.errors import UserError
+
+# a hub that does not answer is reported within 5 s, imports included
+TIMEOUT_S = 3.0
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+Result = TypeVar("Result")
+
+
+def is_path(name: str) -> bool:
+    """Whether a name for data or a model is a path: it exists, has a data suffix, or starts with `.`, `/` or `~`."""
+    return name.startswith((".", "/", "~")) or name.lower().endswith(DATA_SUFFIXES) or Path(name).exists()
+
+
+def model_snapshot(name: str) -> tuple[Path, str]:
+    """Download (or find in the cache) the model `name`; returns its folder and the commit.
+
+    Safetensors are taken where the repository has them; `pytorch_model.bin` only where it has nothing else.
+
+    Raises:
+        UserError: no such model, no access, or no connection and nothing in the cache.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    info = _ask("--model", name, lambda: HfApi().model_info(name, timeout=TIMEOUT_S), _cached_snapshot)
+    if isinstance(info, Path):
+        return info, info.name
+    names = [sibling.rfilename for sibling in info.siblings]
+    weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "pytorch_model*.bin"
+    patterns = [weights, "*.json", "*.model", "*.txt", "*.jinja"]
+    folder = _ask("--model", name, lambda: snapshot_download(name, revision=info.sha, allow_patterns=patterns), None)
+    return Path(folder), info.sha
+
+
+def require_dataset(name: str) -> None:
+    """Raise `UserError` unless the hub answers that it has the data set `name`."""
+    from huggingface_hub import HfApi
+
+    _ask("--data", name, lambda: HfApi().dataset_info(name, timeout=TIMEOUT_S), None)
+
+
+def _ask(flag: str, name: str, request: Callable[[], Result], cached: Callable[[str], Path | None] | None) -> Result:
+    """The answer to `request`, or a cached copy when the hub is out of reach, or one clear line."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    what = f"{flag} {name}: no file or folder of that name is here"
+    try:
+        with _silent_client():
+            return request()
+    except HFValidationError as error:
+        raise UserError(f"{what}, and it is not a hub id (OWNER/NAME)") from error
+    except HfHubHTTPError as error:
+        code = error.response.status_code
+        if code < 500:
+            raise UserError(f"{what}, and the hub has none that you may read (HTTP {code}); check the id") from error
+    except (OSError, OfflineModeIsEnabled, _connection_error()):
+        pass
+    folder = cached(name) if cached else None
+    if folder is None:
+        raise UserError(f"{what}, and the hub cannot be reached; give a local path or connect to the network")
+    return folder
+
+
+@contextlib.contextmanager
+def _silent_client() -> Iterator[None]:
+    """Keep the hub client's own retries and warnings off the screen."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
+
+
+def _connection_error() -> type[Exception]:
+    """The transport error of the HTTP client that the hub library uses, whichever that is."""
+    from huggingface_hub.utils import get_session
+
+    return sys.modules[type(get_session()).__module__.partition(".")[0]].TransportError
+
+
+def _cached_snapshot(name: str) -> Path | None:
+    """The newest complete snapshot of a model in the local cache, if any."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None

@@ -1,0 +1,40 @@
+"""Which prompt a run starts from: text, vocabulary rows, noise or an earlier prompt file."""
+
+import torch
+
+from softprompt.base import Base, check_same_base
+from softprompt.config import TrainConfig
+from softprompt.errors import UserError
+from softprompt.prompt import SoftPromptEmbedding
+from softprompt.prompt_file import load_prompt
+
+
+def initial_prompt(config: TrainConfig, base: Base) -> SoftPromptEmbedding:
+    """The prompt that `--init-from`, or else `--init`, asks for, with `--virtual-tokens` vectors.
+
+    Without `--virtual-tokens`, P is the prompt file's own or the token count of the init text.
+
+    Raises:
+        UserError: the prompt file does not fit the base or P, the init text has no token, or P is out of range.
+    """
+    embedding = base.model.get_input_embeddings()
+    if config.init_from is not None:
+        return _from_file(config, base)
+    if config.init == "text":
+        return SoftPromptEmbedding.from_text(config.init_text, base.tokenizer, embedding, config.virtual_tokens)
+    count = config.virtual_tokens or len(base.tokenizer(config.init_text)["input_ids"])
+    generator = torch.Generator().manual_seed(config.seed)
+    start = SoftPromptEmbedding.from_vocab if config.init == "vocab" else SoftPromptEmbedding.from_random
+    return start(embedding, count, generator)
+
+
+def _from_file(config: TrainConfig, base: Base) -> SoftPromptEmbedding:
+    """The prompt of an earlier run on the same base."""
+    earlier = load_prompt(config.init_from)
+    check_same_base(earlier.metadata, base, prompt_file=config.init_from, allow_other=config.allow_other_base)
+    if config.virtual_tokens not in (None, len(earlier.weight)):
+        raise UserError(
+            f"--virtual-tokens {config.virtual_tokens}: --init-from {config.init_from} has {len(earlier.weight)};"
+            " leave the flag out"
+        )
+    return SoftPromptEmbedding.from_tensor(earlier.weight)

@@ -1,0 +1,251 @@
+"""From command lines to configs, and from exceptions to exit statuses."""
+
+import dataclasses
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT, main_of, run_python
+
+from softprompt import command
+from softprompt.config import GenerateConfig, TrainConfig, flag
+from softprompt.errors import Interrupted, UserError
+
+CONFIGS = {"train": TrainConfig, "generate": GenerateConfig}
+# a change here is a decision: other people's scripts use these names
+OPTIONS = {
+    "train": """
+        model data prompt-file run-dir virtual-tokens init init-text init-from allow-other-base max-length
+        per-device-train-batch-size gradient-accumulation-steps num-train-epochs max-steps learning-rate
+        lr-scheduler-type warmup-steps weight-decay max-grad-norm logging-steps save-steps eval-steps eval-data
+        eval-fraction precision gradient-checkpointing seed device resume overwrite
+    """,
+    "generate": """
+        prompt-file model allow-other-base instruction input max-length max-new-tokens do-sample top-k top-p
+        temperature repetition-penalty num-return-sequences compare seed precision device
+    """,
+}
+
+
+def parse(program, *argv):
+    return command.parse(CONFIGS[program], argv, prog=f"{program}.py", description="")
+
+
+@pytest.fixture(autouse=True)
+def keep_handlers():
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize(
+    "argv", [("--max-length", "7"), ("--max_length", "7"), ("--max-length=7",), ("--max_length=7",)]
+)
+@pytest.mark.parametrize("program", CONFIGS)
+def test_dashes_and_underscores(program, argv):
+    assert parse(program, *argv).max_length == 7
+    assert parse(program).max_length != 7
+
+
+def test_underscores_in_values_stay():
+    assert parse("generate", "--instruction=--snake_case").instruction == "--snake_case"
+    assert parse("generate", "--instruction", "snake_case").instruction == "snake_case"
+    assert parse("generate", "--instruction", "--snake_case is what?").instruction == "--snake_case is what?"
+    assert parse("train", "--prompt_file", "my_prompt.safetensors").prompt_file == "my_prompt.safetensors"
+
+
+def test_switches():
+    assert parse("generate").do_sample is True
+    assert parse("generate", "--no-do-sample").do_sample is False
+    assert parse("generate", "--no_do_sample").do_sample is False
+    assert parse("train", "--gradient_checkpointing").gradient_checkpointing is True
+    assert parse("train").gradient_checkpointing is False
+
+
+def test_values_have_the_types_of_the_fields():
+    config = parse("train", "--virtual-tokens", "12", "--learning-rate", "1e-3", "--warmup-steps", "0.1")
+    assert (config.virtual_tokens, config.learning_rate, config.warmup_steps) == (12, 1e-3, 0.1)
+    assert parse("train") == TrainConfig() and parse("generate") == GenerateConfig()
+
+
+@pytest.mark.parametrize("program", CONFIGS)
+def test_option_names_are_frozen(program):
+    names = [flag(field.name) for field in dataclasses.fields(CONFIGS[program])]
+    assert names == ["--" + name for name in OPTIONS[program].split()]
+
+
+@pytest.mark.parametrize("program", CONFIGS)
+def test_help_shows_every_option_with_its_default(program, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as stop:
+        parse(program, "--help")
+    assert stop.value.code == 0
+    lines = dict(re.findall(r"^  (--[a-z-]+)(.*)$", capsys.readouterr().out, re.MULTILINE))
+    for field in dataclasses.fields(CONFIGS[program]):
+        line = lines[flag(field.name)]
+        default = {True: "on", False: "off"}.get(field.default, repr(field.default))
+        assert field.metadata["help"] in line
+        assert f"(default: {default})" in line or (field.default is None and "(default: " in line)
+    assert len(lines) == len(dataclasses.fields(CONFIGS[program]))
+
+
+WRONG = {
+    "train": [
+        ("--nonsense", "--nonsense", "3"),
+        ("--virtual", "--virtual", "3"),  # no abbreviations: a new option could change their meaning
+        ("stray", "stray"),
+        ("--virtual-tokens", "--virtual-tokens"),
+        ("--virtual-tokens", "--virtual-tokens", "many"),
+        ("--virtual-tokens", "--virtual-tokens", "1.5"),
+        ("--virtual-tokens", "--virtual-tokens", "0"),
+        ("--virtual-tokens", "--virtual_tokens", "-1"),
+        ("--init", "--init", "telepathy"),
+        ("--precision", "--precision", "fp8"),
+        ("--lr-scheduler-type", "--lr-scheduler-type", "polynomial"),
+        ("--resume", "--resume=yes"),
+        ("--resume", "--resume", "--overwrite"),
+        ("--max-length", "--max-length", "0"),
+        ("--per-device-train-batch-size", "--per-device-train-batch-size", "0"),
+        ("--gradient-accumulation-steps", "--gradient-accumulation-steps", "0"),
+        ("--num-train-epochs", "--num-train-epochs", "0"),
+        ("--num-train-epochs", "--num-train-epochs", "inf"),
+        ("--max-steps", "--max-steps", "0"),
+        ("--max-steps", "--max-steps", "-2"),
+        ("--learning-rate", "--learning-rate", "0"),
+        ("--learning-rate", "--learning-rate", "nan"),
+        ("--warmup-steps", "--warmup-steps", "-0.5"),
+        ("--weight-decay", "--weight-decay", "-1"),
+        ("--max-grad-norm", "--max-grad-norm", "nan"),
+        ("--logging-steps", "--logging-steps", "0"),
+        ("--save-steps", "--save-steps", "0"),
+        ("--eval-steps", "--eval-steps", "0"),
+        ("--eval-fraction", "--eval-fraction", "1"),
+        ("--eval-fraction", "--eval-fraction", "0.1", "--eval-data", "x.json"),
+        ("--seed", "--seed", "-1"),
+        ("--seed", "--seed", str(2**63)),
+        ("--prompt-file", "--prompt-file", ""),
+        ("--prompt-file", "--prompt-file", "."),
+    ],
+    "generate": [
+        ("--nonsense", "--nonsense"),
+        ("--max-length", "--max-length", "0"),
+        ("--max-new-tokens", "--max-new-tokens", "0"),
+        ("--top-k", "--top-k", "-1"),
+        ("--top-p", "--top-p", "0"),
+        ("--top-p", "--top-p", "1.01"),
+        ("--temperature", "--temperature", "0"),
+        ("--temperature", "--temperature", "nan"),
+        ("--repetition-penalty", "--repetition-penalty", "-1"),
+        ("--num-return-sequences", "--num-return-sequences", "0"),
+        ("--num-return-sequences", "--num-return-sequences", "2", "--no-do-sample"),
+        ("--seed", "--seed", "-1"),
+        ("--device", "--device"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("program", "case"), [(program, case) for program, cases in WRONG.items() for case in cases], ids=str
+)
+def test_wrong_values_name_the_flag(program, case, capsys):
+    named, *argv = case
+    with pytest.raises(UserError) as caught:
+        parse(program, *argv)
+    message = str(caught.value)
+    assert named in message and "\n" not in message and "usage" not in message
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("program", CONFIGS)
+def test_wrong_flag_through_the_command(program, capsys):
+    main = main_of(program)
+    assert command.run(lambda: main(["--nonsense"]), prog=f"{program}.py") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1
+    assert err.startswith(f"{program}.py: error: ") and "--nonsense" in err and "--help" in err
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("--a: wrong\nin two  lines"), 2, "error: --a: wrong in two lines"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, "error: /x/y: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied"), 2, "error: Permission denied"),
+        (OSError("said\nso"), 2, "error: said so"),
+        (MemoryError(), 2, f"error: out of memory; {command.MEMORY_ADVICE}"),
+        (RuntimeError("CUDA out of memory. Tried"), 2, f"error: out of memory; {command.MEMORY_ADVICE}"),
+        (RuntimeError("[enforce fail] can't allocate memory"), 2, f"error: out of memory; {command.MEMORY_ADVICE}"),
+        (Interrupted(signal.SIGINT, "saved here"), 130, "SIGINT: saved here"),
+        (Interrupted(signal.SIGTERM, "saved here"), 143, "SIGTERM: saved here"),
+    ],
+)
+def test_exit_statuses(error, status, line, capsys):
+    assert command.run(raising(error), prog="x.py") == status
+    assert capsys.readouterr() == ("", f"x.py: {line}\n")
+
+
+def test_exit_status_of_success(capsys):
+    assert command.run(lambda: print("done"), prog="x.py") == 0
+    assert capsys.readouterr() == ("done\n", "")
+
+
+@pytest.mark.parametrize("error", [KeyError("ours"), RuntimeError("shape mismatch"), ValueError("ours")], ids=repr)
+def test_bugs_are_not_hidden(error):
+    with pytest.raises(type(error)):
+        command.run(raising(error), prog="x.py")
+
+
+def test_a_bug_is_a_traceback_and_status_1(tmp_path):
+    code = "import sys; from softprompt.command import run; sys.exit(run(lambda: {}['gone'], prog='x.py'))"
+    done = run_python(code, tmp_path)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "KeyError: 'gone'" in done.stderr
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals(signum, status, capsys):
+    assert command.run(lambda: os.kill(os.getpid(), signum), prog="x.py") == status
+    assert capsys.readouterr().err == f"x.py: {signal.Signals(signum).name}: stopped\n"
+
+
+def test_reader_that_goes_away(tmp_path):
+    code = (
+        "import sys; from softprompt.command import run\n"
+        "def main():\n    for _ in range(100_000): print('line')\n"
+        "sys.exit(run(main, prog='x.py'))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, **streams)
+    assert process.stdout.readline() == b"line\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--nonsense"]], ids=str)
+@pytest.mark.parametrize("program", CONFIGS)
+def test_help_and_complaints_need_no_torch(program, argv, tmp_path):
+    code = (
+        f"import sys, {program}\n"
+        "from softprompt.errors import UserError\n"
+        f"try: {program}.main({argv})\n"
+        "except (SystemExit, UserError) as stop: print(type(stop).__name__)\n"
+        "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    )
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    kind = "SystemExit" if argv == ["--help"] else "UserError"
+    assert done.stdout.splitlines()[-2:] == [kind, "[]"]
