@@ -29,7 +29,7 @@ def parse(config_class: type[Config], argv: Sequence[str] | None, *, prog: str, 
     for field in dataclasses.fields(config_class):
         _add_flag(parser, field, _plain_type(hints[field.name]))
     argv = sys.argv[1:] if argv is None else argv
-    dashed = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
+    dashed = [re.sub(r"^--[\w-]+(?==|$)", lambda name: name[0].replace("_", "-"), word) for word in argv]
     return config_class(**vars(parser.parse_args(dashed)))
 
 

@@ -96,7 +96,7 @@ def _load(name: str, flag: str, cache: str) -> Dataset | DatasetDict:
     if builtin.is_builtin(name):
         return load_dataset(str(builtin.data_folder(name)), cache_dir=cache)
     if not hub.is_path(name):
-        hub.require_dataset(name)
+        hub.require_dataset(name, flag)
         return load_dataset(name)
     path = Path(name).expanduser()
     if not path.exists():
@@ -128,9 +128,21 @@ def _load_file(path: Path, flag: str, cache: str) -> Dataset:
 
 
 def _csv_options(path: Path) -> dict[str, object]:
-    """Read every column as text, with no word standing for a missing value."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
+    """Read every column as text, with no word standing for a missing value.
+
+    Raises:
+        UserError: a row with more or fewer fields than the header; pandas would shift or fill them silently.
+    """
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            for number, record in enumerate(filter(None, reader), start=1):
+                if len(record) != len(header):
+                    raise UserError(f"{path}, row {number}: has {len(record)} fields, the header has {len(header)}")
+    finally:
+        csv.field_size_limit(limit)
     return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
 
 

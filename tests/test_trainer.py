@@ -1,0 +1,170 @@
+"""The loop: a step does not depend on how it is cut, schedules are transformers', a whole run is a plain loop's."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+from transformers import get_scheduler
+
+from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError, load_prompt
+from softprompt.base import load_base
+from softprompt.config import TrainConfig
+from softprompt.data import load_splits
+from softprompt.encoding import encode_rows
+from softprompt.evaluation import mean_loss
+from softprompt.schedule import rate_factor, rows_of_step, total_steps
+from softprompt.trainer import RELATIVE_RATE, Trainer
+
+CPU = torch.device("cpu")
+
+
+def trainer_for(folder, rows_file, out, *, prompt=None, eval_fraction=0.0, precision="fp32", **options):
+    """A trainer on the conftest rows, as train.py builds it."""
+    config = TrainConfig(prompt_file=str(out / "p.safetensors"), eval_fraction=eval_fraction, **options)
+    out.mkdir(exist_ok=True)
+    base = load_base(str(folder), device=CPU, precision=precision)
+    splits = load_splits(str(rows_file), eval_data=None, eval_fraction=eval_fraction, seed=config.seed)
+    train, _ = encode_rows(splits.train_rows, base.tokenizer, max_length=config.max_length)
+    held_out, _ = encode_rows(splits.eval_rows, base.tokenizer, max_length=config.max_length)
+    if prompt is None:
+        text = "Answer twice."
+        prompt = SoftPromptEmbedding.from_text(text, base.tokenizer, base.model.get_input_embeddings(), 5)
+    return Trainer(SoftPromptModel(base.model, prompt), base, train, held_out, config)
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(1, 4), (2, 2), (4, 1), (8, 1)])
+def test_the_cut_of_a_step_does_not_change_the_run(model_folder, rows_file, tmp_path, size, accumulation):
+    """1 x 4 = 2 x 2 = 4 x 1; 8 x 1 takes other steps and must differ, or the comparison sees nothing."""
+    cuts = [(1, 4), (size, accumulation)]
+    prompts = []
+    for place, (batch, steps) in enumerate(cuts):
+        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "num_train_epochs": 3}
+        trainer = trainer_for(model_folder, rows_file, tmp_path / str(place), **options)
+        trainer.run()
+        prompts.append(trainer.weight.detach())
+    difference = ((prompts[0] - prompts[1]).abs().max() / prompts[0].abs().max()).item()
+    # 1e-4: nine Adam steps enlarge the roundings of differently shaped sums
+    assert (difference < 1e-4) == (size * accumulation == 4)
+
+
+def test_a_run_is_what_a_plain_loop_gives(model_folder, rows_file, tmp_path):
+    """Oracle from the definition: one row at a time, autograd through the whole mean, torch's own clipping."""
+    options = {"gradient_accumulation_steps": 4, "warmup_steps": 2, "lr_scheduler_type": "cosine", "max_steps": 5}
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "ours", weight_decay=0.1, max_grad_norm=0.01, **options)
+    weight = torch.nn.Parameter(trainer.weight.detach().clone())
+    rate = RELATIVE_RATE * weight.detach().square().mean().sqrt().item()
+    base, tokens = make_model("bloom"), make_tokenizer()
+    rows = trainer.train_rows
+    trainer.run()
+    optimizer = torch.optim.AdamW([weight], lr=rate, weight_decay=0.1)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=2, num_training_steps=5)
+    for step in range(5):
+        total, count = 0.0, 0
+        for place in rows_of_step(step, len(rows), 4, 42):
+            ids, labels = torch.tensor(rows[place].input_ids), rows[place].labels
+            embeds = torch.cat([weight, base.get_input_embeddings()(ids)])[None]
+            logprobs = base(inputs_embeds=embeds).logits[0].log_softmax(-1)
+            for i, label in enumerate(labels):
+                if label != -100:
+                    total, count = total - logprobs[5 + i - 1, label], count + 1
+        assert count > 0
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_([weight], 0.01)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    assert tokens.eos_token_id in rows[0].labels
+    assert (weight - trainer.weight).abs().max() < 1e-4 * weight.abs().max()
+    assert (weight.detach() - load_prompt(tmp_path / "ours" / "p.safetensors").weight).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup"])
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_schedules_are_transformers(kind, warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=30)
+    ours = rate_factor(kind, 30, warmup)
+    for step in range(30):
+        assert ours(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_warmup_below_one_is_a_share():
+    assert rate_factor("linear", 40, 0.1)(2) == 2 / 4
+
+
+def test_number_of_steps_counts_the_last_smaller_one():
+    assert total_steps(26_858, 8, 1.0, -1) == 3358
+    assert total_steps(10, 4, 2.5, -1) == 8
+    assert total_steps(10, 4, 1.0, 77) == 77
+
+
+def test_every_epoch_takes_every_row_once_in_another_order():
+    epochs = [[row for step in range(3) for row in rows_of_step(3 * e + step, 10, 4, 1)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert rows_of_step(0, 10, 4, 1) != rows_of_step(0, 10, 4, 2)
+
+
+def test_the_base_is_bit_identical_after_training(model_folder, rows_file, tmp_path):
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "run", num_train_epochs=2)
+    before = {name: value.clone() for name, value in trainer.base.model.state_dict().items()}
+    initial = trainer.weight.detach().clone()
+    trainer.run()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.base.model.state_dict().items())
+    assert all(p.grad is None for p in trainer.base.model.parameters())
+    assert not torch.equal(initial, trainer.weight)
+
+
+def test_held_out_loss_falls_and_is_recorded(model_folder, rows_file, tmp_path):
+    options = {"eval_fraction": 0.3, "num_train_epochs": 30, "learning_rate": 0.3}
+    losses = trainer_for(model_folder, rows_file, tmp_path / "run", **options).run()
+    assert losses.trained_prompt < losses.initial_prompt
+    lines = [json.loads(line) for line in (tmp_path / "run" / "p.run" / "metrics.jsonl").read_text().splitlines()]
+    recorded = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert recorded == [losses.without_prompt, losses.initial_prompt, losses.trained_prompt]
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == [10, 20, 30]
+    assert logged[-1]["loss"] < logged[0]["loss"]
+
+
+def test_mean_loss_weighs_tokens_and_not_batches(model_folder, rows_file, tmp_path):
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "run")
+    rows = trainer.train_rows
+    total = sum(mean_loss(trainer.model, [row], pad_token_id=3) * row.num_supervised for row in rows)
+    expected = total / sum(row.num_supervised for row in rows)
+    assert mean_loss(trainer.model, rows, pad_token_id=3) == pytest.approx(expected, rel=1e-5)
+    alone = mean_loss(trainer.base.model, rows, pad_token_id=3)
+    assert alone != pytest.approx(expected, rel=1e-3)
+
+
+def test_default_rate_follows_the_scale_of_the_prompt(model_folder, rows_file, tmp_path):
+    rates = []
+    for scale in (1.0, 100.0):
+        prompt = SoftPromptEmbedding.from_tensor(scale * torch.ones(3, 32))
+        rates.append(trainer_for(model_folder, rows_file, tmp_path / str(scale), prompt=prompt).rate)
+    assert rates == pytest.approx([0.3, 30.0])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_prompt(model_folder, rows_file, tmp_path):
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "run")
+    with torch.no_grad():
+        trainer.base.model.lm_head.weight[7] = float("nan")
+    with pytest.raises(UserError, match="step 1: the loss is not finite; lower --learning-rate"):
+        trainer.run()
+    assert not (tmp_path / "run" / "p.safetensors").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_runs_stay_near_fp32(model_folder, rows_file, tmp_path, precision):
+    ends = {}
+    for kind in ("fp32", precision):
+        trainer = trainer_for(model_folder, rows_file, tmp_path / kind, precision=kind, eval_fraction=0.3)
+        assert trainer.weight.dtype == torch.float32
+        trainer.run()
+        ends[kind] = trainer.losses.trained_prompt
+        assert {state["exp_avg"].dtype for state in trainer.optimizer.state.values()} == {torch.float32}
+    # bf16 keeps 8 bits: two layers and a head stay within 2 % of a loss of about 6
+    assert ends[precision] == pytest.approx(ends["fp32"], rel=0.02)
