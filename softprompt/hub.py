@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from softprompt.errors import UserError
 
-# a hub that does not answer is reported within 5 s; the client's first request waits this long twice
-TIMEOUT_S = 2.0
+# a hub that does not answer is reported within 5 s
+TIMEOUT_S = 3.0
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ def _ask(flag: str, name: str, request: Callable[[], Result], cached: Callable[[
 
     what = f"{flag} {name}: no file or folder of that name is here"
     try:
-        with _silent_client():
+        with _quiet_client():
             return request()
     except HFValidationError as error:
         raise UserError(f"{what}, and it is not a hub id (OWNER/NAME)") from error
@@ -71,15 +71,19 @@ def _ask(flag: str, name: str, request: Callable[[], Result], cached: Callable[[
 
 
 @contextlib.contextmanager
-def _silent_client() -> Iterator[None]:
-    """Keep the hub client's own retries and warnings off the screen."""
+def _quiet_client() -> Iterator[None]:
+    """Keep the hub client's retries off the screen, and its usage report, which waits 3 s of its own, off the wire."""
+    from huggingface_hub import constants
+
     client = logging.getLogger("huggingface_hub")
-    level = client.level
+    level, reports = client.level, constants.HF_HUB_DISABLE_TELEMETRY
     client.setLevel(logging.CRITICAL)
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     try:
         yield
     finally:
         client.setLevel(level)
+        constants.HF_HUB_DISABLE_TELEMETRY = reports
 
 
 def _connection_error() -> type[Exception]:

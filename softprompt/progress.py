@@ -28,6 +28,10 @@ class Progress:
         self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
         self._restart_window(*window)
 
+    def start(self) -> None:
+        """Begin to count seconds; what went before is not training."""
+        self._restart_window(*self.window)
+
     @property
     def window(self) -> tuple[float, int]:
         """Loss sum and supervised tokens since the last line."""

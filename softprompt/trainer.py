@@ -118,6 +118,7 @@ class Trainer:
         try:
             if self.step == 0:
                 self._evaluate_start()
+            self.progress.start()
             with recompute, self._deferred_signals():
                 while self.step < self.total and self.stop_signal is None:
                     self._advance(folder)

@@ -1,0 +1,37 @@
+"""What the README shows is true: its Python block runs, its commands are the ones that CI runs, its files are there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_python_block_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "softprompt").symlink_to(ROOT / "softprompt")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "torch.Size([12, 192])"
+
+
+def test_ci_runs_the_readme_commands():
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    for command in ("train.py --virtual-tokens 12", "pip install -r requirements-dev.txt", "python -m pytest"):
+        assert command in README
+        assert command.removeprefix("pip ").removeprefix("python ") in script
+
+
+def test_named_files_exist():
+    names = set(re.findall(r"`((?:softprompt|benchmarks|scripts|tests)/[\w./-]+)`", README))
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_module_order_is_the_tested_one():
+    from test_house import ORDER
+
+    (told,) = re.findall(r"\(a test checks this\):\n(.*?)\n", README)
+    assert [word for names in re.findall(r"`([^`]+)`", told) for word in names.split()] == ORDER
