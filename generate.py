@@ -23,8 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet_libraries()
     device = resolve_device(config.device)
     file = load_prompt(config.prompt_file)
-    name = config.model or file.metadata["base"]
-    instruction = sys.stdin.read().strip() if config.instruction == "-" else config.instruction
+    name = config.model or file.metadata.get("base")
+    if not name:
+        raise UserError(f"{config.prompt_file}: does not say which base it was made for; pass --model")
+    try:
+        instruction = sys.stdin.read().strip() if config.instruction == "-" else config.instruction
+    except UnicodeDecodeError as error:
+        raise UserError("--instruction -: standard input is not UTF-8 text") from error
     if instruction is not None and not instruction.strip():
         raise UserError("--instruction: the question is empty; type one, or leave the flag out for a sample question")
 

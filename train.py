@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(describe_split("held out", eval_rows, skipped))
     print(describe_row(train_rows[0], base.tokenizer))
 
-    prompt = initial_prompt(config, base)
     longest = max(len(row.input_ids) for row in train_rows + eval_rows)
+    require_room(base.model, config.virtual_tokens or 0, longest, flag="--max-length")  # before so many are made
+    prompt = initial_prompt(config, base)
     require_room(base.model, prompt.num_virtual_tokens, longest, flag="--max-length")
     model = SoftPromptModel(base.model, prompt)
     print(model, model.trainable_parameters_line(), sep="\n", flush=True)

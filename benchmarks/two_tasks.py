@@ -48,8 +48,8 @@ def compare(folder: Path) -> None:
     noise *= next(iter(prompts.values())).std()
     sides = {"no prompt": None, "random prompt": noise} | {f"{task} prompt": w for task, w in prompts.items()}
     for split, title in SPLITS.items():
-        print(f"\n{title}: share of greedy answers equal to the right answer, %")
-        print(f"{'':24}" + "".join(f"in {task:>16}" for task in TASKS) + "   in any manner")
+        print(f"\n{title}: greedy answers equal to the right answer in this manner, %")
+        print(f"{'':24}" + "".join(f"{column:>19}" for column in [*TASKS, "any manner"]))
         rows = load_table(f"builtin:{next(iter(TASKS))}", split)
         for name, weight in sides.items():
             shares = score(base, weight, rows)

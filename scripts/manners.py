@@ -10,7 +10,7 @@ from world import Question, questions
 from world_say import Say
 
 MANNERS = ("short", "sentence", "polite", "steps", "list", "other-language")
-TASKS = {"polite": "the default task", "other-language": "the second task"}
+TASKS = {"polite": "the default task", "steps": "the second task"}
 
 
 def _polite(say: Say, lang: str) -> str:

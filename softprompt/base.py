@@ -3,11 +3,13 @@
 import functools
 import hashlib
 import json
+import pickle
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -210,8 +212,10 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
 def _load_model(folder: Path, config: object, dtype: torch.dtype, name: str) -> PreTrainedModel:
     """The model with every tensor from the checkpoint, in eval mode."""
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         if isinstance(error, RuntimeError) and "out of memory" in str(error):
             raise
         reason = " ".join(str(error).split())[:300]
@@ -219,4 +223,6 @@ def _load_model(folder: Path, config: object, dtype: torch.dtype, name: str) -> 
     lacking = sorted(info["missing_keys"])
     if lacking:
         raise UserError(f"--model {name}: its weights lack {len(lacking)} tensors, the first {lacking[0]}")
+    for key, stored, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(f"--model {name}: {key} is {list(stored)}, its config.json says {list(wanted)}")
     return model.eval()

@@ -41,6 +41,10 @@ def check_outputs(config: TrainConfig) -> None:
     prompt_file, folder = Path(config.prompt_file), config.run_folder
     if prompt_file.is_dir():
         raise UserError(f"--prompt-file {prompt_file}: is a folder; name a file in it")
+    if prompt_file.exists() and not prompt_file.is_file():
+        raise UserError(f"--prompt-file {prompt_file}: is no plain file, and would be replaced by one; name another")
+    if prompt_file.resolve() == folder.resolve():
+        raise UserError(f"--run-dir {folder}: is also the name of the --prompt-file {prompt_file}; name another")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--run-dir {folder}: is a file; name another folder")
     require_writable(prompt_file.parent, flag=f"--prompt-file {prompt_file}")

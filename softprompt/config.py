@@ -83,6 +83,7 @@ class TrainConfig:
         _require(share is None or self.eval_data is None, self, "eval_fraction", "give it or --eval-data, not both")
         _require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
         _require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
+        _require(_is_unicode(self.init_text), self, "init_text", "is not UTF-8 text")
         _require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
 
     @property
@@ -119,6 +120,8 @@ class GenerateConfig:
     device: str = option("auto", "cpu, cuda, cuda:N or auto")
 
     def __post_init__(self) -> None:
+        for name in ("instruction", "input"):
+            _require(_is_unicode(getattr(self, name)), self, name, "is not UTF-8 text")
         for name in ("max_length", "num_return_sequences"):
             _require(getattr(self, name) >= 1, self, name, "must be at least 1")
         _require(self.max_new_tokens is None or self.max_new_tokens >= 1, self, "max_new_tokens", "must be at least 1")
@@ -129,6 +132,11 @@ class GenerateConfig:
         several = self.num_return_sequences > 1 and not self.do_sample
         _require(not several, self, "num_return_sequences", "needs --do-sample: without it all answers are the same")
         _require(self.seed is None or 0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
+
+
+def _is_unicode(text: str | None) -> bool:
+    """Whether `text` came as UTF-8; Python keeps other bytes of a command line as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text or "")
 
 
 def _require(condition: bool, config: object, name: str, message: str) -> None:

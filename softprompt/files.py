@@ -25,9 +25,11 @@ def write_atomic(path: str | os.PathLike, content: bytes) -> None:
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a full disk names no file, and the temporary name means nothing to anyone
         raise
     _sync_folder(path.parent)
 

@@ -23,6 +23,8 @@ def initial_prompt(config: TrainConfig, base: Base) -> SoftPromptEmbedding:
     if config.init == "text":
         return SoftPromptEmbedding.from_text(config.init_text, base.tokenizer, embedding, config.virtual_tokens)
     count = config.virtual_tokens or len(base.tokenizer(config.init_text)["input_ids"])
+    if count == 0:
+        raise UserError(f"--init-text {config.init_text!r} gives no token to count; pass --virtual-tokens")
     generator = torch.Generator().manual_seed(config.seed)
     start = SoftPromptEmbedding.from_vocab if config.init == "vocab" else SoftPromptEmbedding.from_random
     return start(embedding, count, generator)

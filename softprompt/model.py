@@ -91,8 +91,13 @@ class SoftPromptModel(nn.Module):
 
         Returns:
             int64 `[B, T + new]`: `input_ids` followed by the new ids, as the base's own `generate` returns them.
+
+        Raises:
+            UserError: no room for a new token, or pads in fp64, where BLOOM's fp32 softmax turns them into NaN.
         """
         embeds, mask, _ = self._place(input_ids, attention_mask, pads_last=False)
+        if embeds.dtype == torch.float64 and not mask.all():
+            raise UserError("generating from padded rows is not exact in fp64; use fp32 or rows of one length")
         settings = _text_lengths(self.base_model.generation_config, generation_kwargs, input_ids.shape[1])
         return self.base_model.generate(input_ids, inputs_embeds=embeds, attention_mask=mask, **settings)
 

@@ -45,7 +45,7 @@ def prompt_bytes(prompt: SoftPromptEmbedding, metadata: dict[str, str]) -> bytes
     """The content of a prompt file: equal for equal prompts and metadata, on every machine."""
     raw = prompt.weight.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4").tobytes()
     shape = list(prompt.weight.shape)
-    metadata = metadata | {
+    metadata = {key: value for key, value in metadata.items() if key != "sha256"} | {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "num_virtual_tokens": str(shape[0]),
