@@ -215,7 +215,7 @@ def _load_model(folder: Path, config: object, dtype: torch.dtype, name: str) -> 
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         if isinstance(error, RuntimeError) and "out of memory" in str(error):
             raise
         reason = " ".join(str(error).split())[:300]

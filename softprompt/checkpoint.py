@@ -7,6 +7,7 @@ import io
 import pickle
 import re
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,8 +100,19 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / STATE_NAME
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+    ) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: cannot be read ({reason}); delete {folder} to go on from the one before") from error
     if state.get("version") != STATE_VERSION:

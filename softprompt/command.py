@@ -34,7 +34,7 @@ def parse(config_class: type[Config], argv: Sequence[str] | None, *, prog: str, 
 
 
 def run(main: Callable[[], None], *, prog: str) -> int:
-    """Call `main` and return the exit status: 0, 1 (our bug), 2 (input or machine), 130 or 143 (signal)."""
+    """Call `main` and return the exit status: 0, 1 (our bug), 2 (input or machine), or 128 + the signal."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _raise_interrupted)
     try:
@@ -44,9 +44,8 @@ def run(main: Callable[[], None], *, prog: str) -> int:
     except Interrupted as stop:
         return _say(prog, stop.message, stop.exit_status)
     except BrokenPipeError:
-        # the reader has gone (`| head`): keep the interpreter from flushing into it once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        drop_output()
+        return 128 + signal.SIGPIPE
     except (UserError, OSError, MemoryError) as error:
         return _say(prog, f"error: {_one_line(error)}", 2)
     except RuntimeError as error:
@@ -64,6 +63,11 @@ def quiet_libraries() -> None:
     datasets.logging.set_verbosity(logging.CRITICAL)
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
+
+
+def drop_output() -> None:
+    """Send stdout nowhere once its reader has gone (`| head`), so that nothing fails on it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 MEMORY_ADVICE = "try --gradient-checkpointing, a smaller --per-device-train-batch-size or --max-length"

@@ -112,10 +112,13 @@ def _load_folder(path: Path, flag: str, cache: str) -> Dataset | DatasetDict:
     """A `save_to_disk` folder, or a folder of data files such as `train.jsonl` and `validation.jsonl`."""
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         return load_from_disk(str(path))
-    files = {file.stem: str(file) for file in sorted(path.iterdir()) if file.suffix.lower() in READERS}
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in READERS]
     if not files:
         raise UserError(f"{flag} {path}: neither a save_to_disk folder nor one with {', '.join(READERS)} files")
-    return DatasetDict({split: _load_file(Path(file), flag, cache) for split, file in files.items()})
+    splits = {file.stem: file for file in files}
+    if len(splits) < len(files):
+        raise UserError(f"{flag} {path}: two files are of the same split; keep one or name one file")
+    return DatasetDict({split: _load_file(file, flag, cache) for split, file in splits.items()})
 
 
 def _load_file(path: Path, flag: str, cache: str) -> Dataset:
@@ -137,12 +140,14 @@ def _csv_options(path: Path) -> dict[str, object]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            header = next(reader, [])
+            header, number = next(reader, []), 0
             for number, record in enumerate(filter(None, reader), start=1):
                 if len(record) != len(header):
                     raise UserError(f"{path}, row {number}: has {len(record)} fields, the header has {len(header)}")
     finally:
         csv.field_size_limit(limit)
+    if number == 0:
+        raise UserError(f"{path}: holds no row")
     return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
 
 

@@ -1,7 +1,8 @@
 """Which base a prompt belongs to: an exact hash of the checkpoint's tensors, and a sketch that survives rounding.
 
 No hash of loaded weights can be equal in fp32, bf16 and fp16 and still differ between bases, so both are taken from
-the files: the hash over every value widened to fp32, the sketch from 256 or so values and the norm of each tensor.
+the files: the hash over every value widened to fp32, the sketch from the norm and a few values of each tensor,
+256 in all or at least 4 each.
 """
 
 import base64
@@ -20,7 +21,7 @@ from torch import Tensor
 from softprompt.errors import UserError
 from softprompt.files import write_atomic
 
-SKETCH_VALUES = 256
+SKETCH_VALUES, MIN_PER_TENSOR = 256, 4
 CHUNK = 1 << 22  # elements widened to fp32 at a time
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # relative rounding of one stored value, coarsest first
@@ -102,7 +103,7 @@ def _compute(files: list[Path]) -> Fingerprint:
     The sketch drops the prefix that saving with transformers adds: BLOOM's original files have `h.0...`.
     """
     whole, sketch = hashlib.sha256(), {}
-    per_tensor = max(1, SKETCH_VALUES // len(_tensor_names(files)))
+    per_tensor = max(MIN_PER_TENSOR, SKETCH_VALUES // len(_tensor_names(files)))
     for name, dtype, tensor in _tensors(files):
         whole.update(json.dumps([name, list(tensor.shape)]).encode())
         flat, square = tensor.reshape(-1), 0.0
@@ -154,7 +155,7 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
 def _cache_file(files: list[Path]) -> Path:
     """Where the result for exactly these files is kept."""
     stats = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    key = hashlib.sha256(json.dumps([1, stats]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([2, stats]).encode()).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "softprompt" / f"fingerprint-{key[:32]}.json"
 

@@ -1,12 +1,14 @@
 """What a run shows and records: one bar on a terminal, plain lines everywhere, `metrics.jsonl` in the run folder."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
 
 from tqdm import tqdm
 
+from softprompt.command import drop_output
 from softprompt.files import write_atomic
 
 
@@ -60,16 +62,19 @@ class Progress:
             epoch=round(epoch, 4),
             loss=loss,
             learning_rate=learning_rate,
-            grad_norm=grad_norm,
+            grad_norm=grad_norm if math.isfinite(grad_norm) else None,  # an fp16 step that was skipped
             supervised_tokens=self.supervised,
             supervised_tokens_per_second=round(rate, 1),
         )
         self._restart_window()
 
     def say(self, line: str) -> None:
-        """One line on stdout, above the bar if there is one."""
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        """One line on stdout, above the bar if there is one; a run does not end because nobody reads it."""
+        try:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            drop_output()
 
     def record(self, **values: object) -> None:
         """Append one JSON object to the metrics."""

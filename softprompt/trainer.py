@@ -169,7 +169,7 @@ class Trainer:
             loss_sum += loss.item()
             if self.stop_signal is not None:
                 return None
-        if not math.isfinite(loss_sum) and not self.scaler.is_enabled():
+        if not math.isfinite(loss_sum):
             raise UserError(self._diverged("loss"))
         return loss_sum
 
@@ -178,9 +178,12 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         limit = self.config.max_grad_norm or math.inf
         grad_norm = torch.nn.utils.clip_grad_norm_([self.weight], limit).item()
-        if not math.isfinite(grad_norm) and not self.scaler.is_enabled():
+        # fp16 skips a step that overflowed and halves the loss's scale; below 1 the scale is not what overflows
+        if not math.isfinite(grad_norm) and (not self.scaler.is_enabled() or self.scaler.get_scale() < 1):
             raise UserError(self._diverged("gradient"))
         self.scaler.step(self.optimizer)
+        if not torch.isfinite(self.weight).all():
+            raise UserError(self._diverged("prompt"))
         self.scaler.update()
         self.optimizer.zero_grad()
         return grad_norm

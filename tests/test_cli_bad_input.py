@@ -272,9 +272,10 @@ def test_model_with_weights_of_another_shape(train_refused, copy):
     train_refused("--model copy", "word_embeddings", model="copy")
 
 
-def test_model_that_is_a_bad_pickle(model_refused, copy):
+@pytest.mark.parametrize("content", [b"", b"text", b"not a pickle"])
+def test_model_that_is_a_bad_pickle(model_refused, copy, content):
     (copy / "model.safetensors").unlink()
-    (copy / "pytorch_model.bin").write_bytes(b"not a pickle")
+    (copy / "pytorch_model.bin").write_bytes(content)
     model_refused("copy", model="copy")
 
 

@@ -1,8 +1,10 @@
 """Stop and go on, and what may be replaced: a resumed run ends in the bytes of an uninterrupted one."""
 
 import errno
+import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,9 +12,10 @@ import sys
 
 import pytest
 import torch
-from commands import Result, assert_one_line, main_of, run_command, snapshot, start_command
+from commands import ROOT, Result, assert_one_line, run_command, snapshot, start_command
 from conftest import ROWS
 from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file, save_file
 
 from softprompt import load_prompt
 from softprompt.trainer import Trainer
@@ -128,6 +131,10 @@ def test_resumed_equals_uninterrupted_in_other_recipes(train, work, changes, mon
     passed(train("--resume", **changes))
     assert (work / "prompt.safetensors").read_bytes() == (work / "whole.safetensors").read_bytes()
     assert metrics(work / "prompt.run") == metrics(work / "whole.run")
+    # a loss scale that started anew would show only where something overflows
+    names = ("prompt.run", "whole.run")
+    scalers = [torch.load(work / name / "checkpoint-10" / "state.pt", weights_only=True)["scaler"] for name in names]
+    assert scalers[0] == scalers[1] and bool(scalers[0]) == (changes.get("precision") == "fp16")
 
 
 def test_power_cut(train, work, whole):
@@ -209,8 +216,6 @@ def test_resume_refuses_other_rows(train, work, stopped, rows_file):
 
 
 def test_resume_refuses_another_base(train, work, stopped, model_folder):
-    from safetensors.torch import load_file, save_file
-
     other = shutil.copytree(model_folder, work / "other")
     tensors = {name: tensor * 1.5 for name, tensor in load_file(other / "model.safetensors").items()}
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
@@ -242,6 +247,17 @@ def test_resume_with_nothing_to_resume(train, work, whole):
     before = snapshot(work)
     assert_one_line(train("--resume"), "--resume", "nothing to go on from", "prompt.safetensors")
     assert snapshot(work) == before
+
+
+def test_an_altered_checkpoint_is_noticed(train, stopped):
+    """One bit of Adam's second moment, which nothing else would show."""
+    path = stopped / "checkpoint-5" / "state.pt"
+    moments = torch.load(path, weights_only=True)["optimizer"]["state"][0]["exp_avg_sq"]
+    raw, wanted = bytearray(path.read_bytes()), moments.numpy().tobytes()
+    assert raw.count(wanted) == 1 and len(wanted) == 4 * 4 * 32
+    raw[raw.index(wanted) + 100] ^= 1
+    path.write_bytes(raw)
+    assert_one_line(train("--resume"), "checkpoint-5", "state.pt")
 
 
 @pytest.mark.parametrize(
@@ -360,8 +376,6 @@ def test_answers_repeat_with_their_seed(capfd, train):
 
 
 def test_questions_from_standard_input(capfd, train, monkeypatch):
-    import io
-
     passed(train())
     monkeypatch.setattr(sys, "stdin", io.StringIO("Say blue\n"))
     result = generate(capfd, "prompt.safetensors", "--instruction", "-")
@@ -469,5 +483,9 @@ def test_a_second_signal_acts_at_once(train, work, monkeypatch):
     assert [path.name for path in (work / "prompt.run").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
-def test_the_commands_are_those_of_the_repository():
-    assert main_of("train").__doc__ and main_of("generate").__doc__
+def test_a_run_goes_on_when_nobody_reads_its_output(train, work, model_folder, rows_file):
+    words = [sys.executable, str(ROOT / "train.py"), "--model", str(model_folder), "--data", str(rows_file)]
+    line = f"{shlex.join(words)} --logging-steps 1 --max-steps 200 | grep -m 1 'step .* loss'"
+    done = subprocess.run(["bash", "-c", line], cwd=work, capture_output=True, text=True, timeout=120)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+    assert load_prompt(work / "prompt.safetensors").weight.shape[1] == 32

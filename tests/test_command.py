@@ -233,7 +233,7 @@ def test_reader_that_goes_away(tmp_path):
     process.stdout.close()
     assert process.stderr.read() == b""
     process.stderr.close()
-    assert process.wait(60) == 0
+    assert process.wait(60) == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--nonsense"]], ids=str)
