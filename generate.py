@@ -3,17 +3,21 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from softprompt.command import parse, quiet_libraries, run
 from softprompt.config import GenerateConfig
 from softprompt.errors import UserError
+
+if TYPE_CHECKING:
+    from softprompt.base import Base
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Generate as the command line says: the answers on stdout, everything else on stderr."""
     config = parse(GenerateConfig, argv, prog="generate.py", description=__doc__)
 
-    from softprompt.base import check_same_base, load_base, require_room, resolve_device
+    from softprompt.base import check_same_base, require_known_ids, require_room
     from softprompt.encoding import encode_text, format_question
     from softprompt.generation import draw_seed, new_token_budget, print_answers, sample_question
     from softprompt.model import SoftPromptModel
@@ -21,19 +25,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from softprompt.prompt_file import load_prompt
 
     quiet_libraries()
-    device = resolve_device(config.device)
     file = load_prompt(config.prompt_file)
     name = config.model or file.metadata.get("base")
     if not name:
         raise UserError(f"{config.prompt_file}: does not say which base it was made for; pass --model")
-    try:
-        instruction = sys.stdin.read().strip() if config.instruction == "-" else config.instruction
-    except UnicodeDecodeError as error:
-        raise UserError("--instruction -: standard input is not UTF-8 text") from error
+    instruction = read_standard_input() if config.instruction == "-" else config.instruction
     if instruction is not None and not instruction.strip():
         raise UserError("--instruction: the question is empty; type one, or leave the flag out for a sample question")
 
-    base = load_base(name, device=device, precision=config.precision)
+    base = load_named_base(name, config, revision=file.metadata.get("base_revision") or None)
     remark = check_same_base(file.metadata, base, prompt_file=config.prompt_file, allow_other=config.allow_other_base)
     if instruction is None:
         instruction = sample_question(name, base.tokenizer)
@@ -41,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if note:
             print(f"note: {note}", file=sys.stderr)
     model = SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(file.weight))
-    question_tokens = len(encode_text(format_question(instruction, config.input), base.tokenizer))
-    text_tokens = question_tokens + new_token_budget(config, question_tokens)
+    question = encode_text(format_question(instruction, config.input), base.tokenizer)
+    require_known_ids(base, question)
+    text_tokens = len(question) + new_token_budget(config, len(question))
     require_room(
         base.model, len(file.weight), text_tokens, flag="--max-new-tokens" if config.max_new_tokens else "--max-length"
     )
@@ -52,6 +53,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"seed: {seed}", file=sys.stderr)
     print(format_question(instruction, config.input), file=sys.stderr, flush=True)
     print_answers(model, base.tokenizer, config, seed=seed, instruction=instruction)
+
+
+def load_named_base(name: str, config: GenerateConfig, *, revision: str | None) -> "Base":
+    """The base that `--model` gives, or else the very one that the prompt file names."""
+    from softprompt.base import load_base, resolve_device
+
+    device = resolve_device(config.device)
+    if config.model is not None:
+        return load_base(name, device=device, precision=config.precision)
+    try:
+        return load_base(name, device=device, precision=config.precision, revision=revision)
+    except UserError as error:
+        raise UserError(f"{config.prompt_file} was trained on {name}: {error}; or pass --model") from error
+
+
+def read_standard_input() -> str:
+    """All of standard input, as UTF-8 whatever the locale."""
+    if sys.stdin is None:
+        raise UserError("--instruction -: there is no standard input")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UserError("--instruction -: standard input is not UTF-8 text") from error
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     config = parse(TrainConfig, argv, prog="train.py", description=__doc__)
 
-    from softprompt.base import load_base, require_room, resolve_device
+    from softprompt.base import load_base, require_known_ids, require_room, resolve_device
     from softprompt.checkpoint import check_outputs, last_checkpoint
     from softprompt.data import load_splits
     from softprompt.encoding import encode_rows
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(describe_split("held out", eval_rows, skipped))
     print(describe_row(train_rows[0], base.tokenizer))
 
+    require_known_ids(base, (id for row in train_rows + eval_rows for id in row.input_ids))
     longest = max(len(row.input_ids) for row in train_rows + eval_rows)
     require_room(base.model, config.virtual_tokens or 0, longest, flag="--max-length")  # before so many are made
     prompt = initial_prompt(config, base)

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import pickle
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,16 +61,17 @@ class Base:
         }
 
 
-def load_base(name: str, *, device: torch.device, precision: str) -> Base:
+def load_base(name: str, *, device: torch.device, precision: str, revision: str | None = None) -> Base:
     """Load `builtin:...`, a folder or a hub id as a causal LM in eval mode.
 
     Args:
+        revision: commit of a hub id; None is the newest.
         precision: fp32, bf16, fp16 or auto (see `resolve_precision`).
 
     Raises:
         UserError: nothing there, no weights, tensors missing, no tokenizer, or not a causal LM.
     """
-    folder, revision = _locate(name)
+    folder, revision = _locate(name, revision)
     config = _read_config(folder, name)
     files = weight_files(folder)
     notes = []
@@ -138,6 +140,14 @@ def require_room(model: PreTrainedModel, num_virtual_tokens: int, text_tokens: i
         )
 
 
+def require_known_ids(base: Base, ids: Iterable[int]) -> None:
+    """Raise `UserError` if the tokenizer gives ids, or an eos id, that the base has no embedding for."""
+    size = base.model.get_input_embeddings().weight.shape[0]
+    largest = max(base.tokenizer.eos_token_id, base.pad_token_id, *ids)
+    if largest >= size:
+        raise UserError(f"--model {base.name}: its tokenizer gives id {largest}, its embedding has {size} rows")
+
+
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of the vocabulary and of how it cuts a sample; unlike the files', it survives saving by another version."""
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
@@ -155,6 +165,8 @@ def check_same_base(metadata: dict[str, str], base: Base, *, prompt_file: str, a
     if metadata["hidden_size"] != str(width):
         trained = f"{metadata.get('base', 'an unknown base')} (hidden size {metadata['hidden_size']})"
         raise UserError(f"{prompt_file}: trained on {trained}, which does not fit {base.name} (hidden size {width})")
+    if "base_sha256" not in metadata and not allow_other:
+        raise UserError(f"{prompt_file}: does not say which weights it was trained on; try --allow-other-base")
     stored = Fingerprint(metadata.get("base_sha256", ""), metadata.get("base_sketch", "{}"))
     difference = describe_difference(base.fingerprint, stored)
     same_tokens = metadata.get("tokenizer_sha256") == tokenizer_sha256(base.tokenizer)
@@ -168,13 +180,13 @@ def check_same_base(metadata: dict[str, str], base: Base, *, prompt_file: str, a
     return f"{what} ({sides}), allowed by --allow-other-base"
 
 
-def _locate(name: str) -> tuple[Path, str]:
+def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     """Folder and revision of a base; local folders have no revision."""
     if builtin.is_builtin(name):
         return builtin.model_folder(name), ""
     if not hub.is_path(name):
-        return hub.model_snapshot(name)
-    folder = Path(name).expanduser()
+        return hub.model_snapshot(name, revision)
+    folder = hub.local_path(name, "--model")
     if not folder.is_dir():
         what = "is a file, not a model's folder" if folder.exists() else "no such folder"
         raise UserError(f"--model {name}: {what}; give a folder with config.json and weights, or a hub id")
@@ -185,8 +197,8 @@ def _read_config(folder: Path, name: str) -> object:
     """The config of a causal LM."""
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"--model {name}: no usable config.json ({reason})") from error
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
@@ -202,8 +214,8 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         raise UserError(f"--model {name}: no tokenizer there (tokenizer.json); save one beside the weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"--model {name}: its tokenizer cannot be read ({reason})") from error
     require_eos(tokenizer, name)
     return tokenizer

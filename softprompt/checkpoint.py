@@ -4,6 +4,7 @@ A checkpoint is a folder `checkpoint-STEP` with `prompt.safetensors`, usable by 
 """
 
 import io
+import json
 import pickle
 import re
 import shutil
@@ -50,6 +51,9 @@ def check_outputs(config: TrainConfig) -> None:
         raise UserError(f"--run-dir {folder}: is a file; name another folder")
     require_writable(prompt_file.parent, flag=f"--prompt-file {prompt_file}")
     require_writable(folder, flag=f"--run-dir {folder}")
+    foreign = [path.name for path in _numbered(folder) if not _is_ours(path)]
+    if foreign:
+        raise UserError(f"--run-dir {folder}: {foreign[0]} there holds files of another program; name another folder")
     if config.overwrite:
         return
     if config.resume:
@@ -58,7 +62,7 @@ def check_outputs(config: TrainConfig) -> None:
         return
     if prompt_file.exists():
         raise UserError(f"--prompt-file {prompt_file}: already there; name another, or replace it with --overwrite")
-    if folder.is_dir() and any(path.name != METRICS_NAME for path in folder.iterdir()):
+    if folder.is_dir() and not _only_our_metrics(folder):
         raise UserError(f"--run-dir {folder}: already there; go on with --resume, or replace it with --overwrite")
 
 
@@ -70,7 +74,8 @@ def open_run_folder(config: TrainConfig) -> Path:
     if not config.resume:
         for path in _checkpoints(folder):
             shutil.rmtree(path)
-        (folder / METRICS_NAME).unlink(missing_ok=True)
+        if _begins_like_ours(folder / METRICS_NAME):
+            (folder / METRICS_NAME).unlink()
     return folder
 
 
@@ -136,7 +141,31 @@ def check_same_run(state: dict, recipe: dict, prompt_file: Path, run_folder: Pat
 
 
 def _checkpoints(run_folder: Path) -> list[Path]:
+    return [path for path in _numbered(run_folder) if _is_ours(path)]
+
+
+def _numbered(run_folder: Path) -> list[Path]:
+    """Everything called like a checkpoint; other programs use the same names."""
     return [path for path in run_folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {PROMPT_NAME, STATE_NAME}
+
+
+def _only_our_metrics(folder: Path) -> bool:
+    """Whether a run folder has nothing to lose: it is empty, or its run ended before the first checkpoint."""
+    return all(path.name == METRICS_NAME and _begins_like_ours(path) for path in folder.iterdir())
+
+
+def _begins_like_ours(metrics_file: Path) -> bool:
+    """Whether the first line is a record of a run."""
+    try:
+        with metrics_file.open(encoding="utf-8") as file:
+            first = json.loads(file.readline() or '{"step": 0, "loss": 0}')
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and "step" in first and ("loss" in first or "eval_loss" in first)
 
 
 def _step(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """Every option once: name, type, default, help and validation. `command.py` builds the command line from these."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ class TrainConfig:
     overwrite: bool = option(False, "replace an existing prompt file and run folder")
 
     def __post_init__(self) -> None:
+        for name in ("prompt_file", "run_dir", "init_from"):
+            _expand_home(self, name)
         _require(self.virtual_tokens is None or self.virtual_tokens >= 1, self, "virtual_tokens", "must be at least 1")
         for name in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             _require(getattr(self, name) >= 1, self, name, "must be at least 1")
@@ -94,7 +97,9 @@ class TrainConfig:
     @property
     def run_folder(self) -> Path:
         """Where checkpoints and metrics go: `a/p.run` for `a/p.safetensors` unless given."""
-        return Path(self.run_dir) if self.run_dir else Path(self.prompt_file).with_suffix(".run")
+        prompt_file = Path(self.prompt_file)
+        stem = prompt_file.name.removesuffix(".safetensors")
+        return Path(self.run_dir) if self.run_dir else prompt_file.with_name(f"{stem}.run")
 
 
 @dataclass(kw_only=True)
@@ -120,6 +125,7 @@ class GenerateConfig:
     device: str = option("auto", "cpu, cuda, cuda:N or auto")
 
     def __post_init__(self) -> None:
+        _expand_home(self, "prompt_file")
         for name in ("instruction", "input"):
             _require(_is_unicode(getattr(self, name)), self, name, "is not UTF-8 text")
         for name in ("max_length", "num_return_sequences"):
@@ -128,7 +134,8 @@ class GenerateConfig:
         _require(self.top_k >= 0, self, "top_k", "must be 0 or above")
         _require(0 < self.top_p <= 1, self, "top_p", "must be above 0 and at most 1")
         for name in ("temperature", "repetition_penalty"):
-            _require(0 < getattr(self, name) < float("inf"), self, name, "must be above 0")
+            # smaller ones overflow the logits
+            _require(0.001 <= getattr(self, name) < float("inf"), self, name, "must be at least 0.001")
         several = self.num_return_sequences > 1 and not self.do_sample
         _require(not several, self, "num_return_sequences", "needs --do-sample: without it all answers are the same")
         _require(self.seed is None or 0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
@@ -137,6 +144,12 @@ class GenerateConfig:
 def _is_unicode(text: str | None) -> bool:
     """Whether `text` came as UTF-8; Python keeps other bytes of a command line as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text or "")
+
+
+def _expand_home(config: object, name: str) -> None:
+    """Replace a leading `~`, which shells leave alone in `--flag=~/file`."""
+    if getattr(config, name) is not None:
+        setattr(config, name, os.path.expanduser(getattr(config, name)))
 
 
 def _require(condition: bool, config: object, name: str, message: str) -> None:

@@ -1,6 +1,8 @@
 """Rows: load them with `datasets` from a file, folder or hub id, check them, and hold some out."""
 
 import csv
+import functools
+import glob
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,8 +88,11 @@ def _load_tables(name: str, flag: str) -> dict[str, list[dict[str, object]]]:
         raise UserError(f"{flag} {name}: the hub has no such data set") from error
     except (DatasetGenerationError, ValueError, OSError, UnicodeDecodeError) as error:
         if isinstance(error, UserError):
-            raise
+            message = str(error)
+            raise error if message.startswith(flag) else UserError(f"{flag} {name}: {message}") from error
         cause = error.__cause__ or error
+        if "corresponds to no data" in str(cause):
+            raise UserError(f"{flag} {name}: holds no row") from error
         raise UserError(f"{flag} {name}: cannot be read ({' '.join(str(cause).split())[:200]})") from error
 
 
@@ -98,20 +103,21 @@ def _load(name: str, flag: str, cache: str) -> Dataset | DatasetDict:
     if not hub.is_path(name):
         hub.require_dataset(name, flag)
         return load_dataset(name)
-    path = Path(name).expanduser()
+    path = hub.local_path(name, flag)
     if not path.exists():
         raise UserError(f"{flag} {name}: no such file or folder")
     if path.is_dir():
         return _load_folder(path, flag, cache)
-    if path.stat().st_size == 0:
-        raise UserError(f"{flag} {name}: the file is empty; give rows with instruction, input and output")
     return _load_file(path, flag, cache)
 
 
 def _load_folder(path: Path, flag: str, cache: str) -> Dataset | DatasetDict:
     """A `save_to_disk` folder, or a folder of data files such as `train.jsonl` and `validation.jsonl`."""
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        return load_from_disk(str(path))
+        try:
+            return load_from_disk(str(path))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{flag} {path}: a damaged save_to_disk folder ({error!r}); save it again") from error
     files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in READERS]
     if not files:
         raise UserError(f"{flag} {path}: neither a save_to_disk folder nor one with {', '.join(READERS)} files")
@@ -126,8 +132,21 @@ def _load_file(path: Path, flag: str, cache: str) -> Dataset:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{flag} {path}: the suffix must be one of {', '.join(READERS)}")
-    options = _csv_options(path) if reader == "csv" else {}
-    return load_dataset(reader, data_files=str(path), split="train", cache_dir=cache, **options)
+    if path.stat().st_size == 0:
+        raise UserError(f"{flag} {path}: the file is empty; give rows with instruction, input and output")
+    # a name with brackets is a name, and no pattern
+    read = functools.partial(load_dataset, reader, data_files=glob.escape(str(path)), split="train", cache_dir=cache)
+    if reader == "csv":
+        return read(**_csv_options(path))
+    table = read()
+    if reader == "json" and (dates := [name for name, kind in table.features.items() if _is_time(kind)]):
+        # a column in which every text looks like a date was taken for dates
+        return read(features=Features(table.features | {name: Value("string") for name in dates}))
+    return table
+
+
+def _is_time(kind: object) -> bool:
+    return isinstance(kind, Value) and kind.dtype.startswith(("timestamp", "date", "time"))
 
 
 def _csv_options(path: Path) -> dict[str, object]:
@@ -143,16 +162,20 @@ def _csv_options(path: Path) -> dict[str, object]:
             header, number = next(reader, []), 0
             for number, record in enumerate(filter(None, reader), start=1):
                 if len(record) != len(header):
-                    raise UserError(f"{path}, row {number}: has {len(record)} fields, the header has {len(header)}")
+                    raise UserError(f"row {number}: has {len(record)} fields, the header has {len(header)}")
     finally:
         csv.field_size_limit(limit)
     if number == 0:
-        raise UserError(f"{path}: holds no row")
-    return {"features": Features({name: Value("string") for name in header}), "keep_default_na": False}
+        raise UserError("holds no row")
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # as pandas calls them
+    return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
 
 
 def _records(table: Dataset) -> list[dict[str, object]]:
     """The columns that are used, as plain values detached from the files they came from."""
+    if not set(COLUMNS) & set(table.column_names):
+        columns = ", ".join(table.column_names[:5])
+        raise UserError(f"rows need the columns instruction and output; here are {columns or 'none'}")
     return list(table.select_columns([name for name in COLUMNS if name in table.column_names]))
 
 
@@ -177,15 +200,20 @@ def _rows(records: list[dict[str, object]], name: str) -> list[Row]:
     rows = []
     for number, record in enumerate(records, start=1):
         for column in ("instruction", "output"):
-            if record.get(column) is None or (column == "instruction" and not str(record[column]).strip()):
+            if _is_missing(record.get(column)) or (column == "instruction" and not str(record[column]).strip()):
                 raise UserError(f"{name}, row {number}: no {column}; every row needs an instruction and an output")
         rows.append(Row(*(_text(record.get(column), column, number, name) for column in COLUMNS), number=number))
     return rows
 
 
+def _is_missing(value: object) -> bool:
+    """None, or the NaN that tables use for it."""
+    return value is None or value != value
+
+
 def _text(value: object, column: str, number: int, name: str) -> str:
     """Text stays, numbers become text, a missing value is empty."""
-    if value is None:
+    if _is_missing(value):
         return ""
     if isinstance(value, str):
         return value

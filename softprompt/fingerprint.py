@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import struct
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,16 +67,21 @@ def weight_files(folder: Path) -> list[Path]:
     """
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
-        if index.exists():
-            files = sorted({folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-        else:
-            files = [folder / f"{stem}.{suffix}"]
+        files = _indexed_files(index) if index.exists() else [folder / f"{stem}.{suffix}"]
         missing = [file.name for file in files if not file.exists()]
         if index.exists() and missing:
             raise UserError(f"{folder}: {index.name} names {missing[0]}, which is not there; fetch the model again")
         if not missing:
             return files
     raise UserError(f"{folder}: no weights (model.safetensors or pytorch_model.bin); is it a model's folder?")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    """The files that an index of shards names."""
+    try:
+        return sorted({index.parent / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not an index of weight files; fetch the model again") from error
 
 
 def describe_difference(mine: Fingerprint, theirs: Fingerprint) -> str | None:
@@ -149,14 +156,16 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, str, Tensor]]:
 
 def _load_bin(file: Path) -> dict[str, Tensor]:
     """A pickled checkpoint, tensors only and not read before they are used."""
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
 
 
 def _cache_file(files: list[Path]) -> Path:
     """Where the result for exactly these files is kept."""
     stats = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     key = hashlib.sha256(json.dumps([2, stats]).encode()).hexdigest()
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if root.startswith("~"):  # a user without a home
+        root = tempfile.gettempdir()
     return Path(root) / "softprompt" / f"fingerprint-{key[:32]}.json"
 
 

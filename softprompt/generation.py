@@ -14,6 +14,8 @@ from softprompt.encoding import encode_text, format_question
 from softprompt.errors import UserError
 from softprompt.model import SoftPromptModel
 
+# settings that a base's own generation_config.json may bring, and that no flag here asks for
+NEUTRAL = {"num_beams": 1, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "min_p": 0.0}
 # the tutorial's question, for bases trained on text at large
 TUTORIAL_QUESTIONS = ("考试有哪些技巧？", "What are the tips for the exam?")
 
@@ -89,6 +91,7 @@ def generate_answers(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         streamer=streamer,
+        **NEUTRAL,
         **_sampling(config),
     )
     return [_text_of(row[len(ids) :], tokenizer) for row in output]

@@ -1,6 +1,7 @@
 """Which names are paths and which are hub ids, and fetching from the hub without hanging."""
 
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -21,8 +22,22 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.lower().endswith(DATA_SUFFIXES) or Path(name).exists()
 
 
-def model_snapshot(name: str) -> tuple[Path, str]:
+def local_path(name: str, flag: str) -> Path:
+    """The path that a name means.
+
+    Raises:
+        UserError: `~user` of nobody.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{flag} {name}: there is no such home folder") from error
+
+
+def model_snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
     """Download (or find in the cache) the model `name`; returns its folder and the commit.
+
+    `revision` is the commit that a prompt file names; None takes the newest.
 
     Safetensors are taken where the repository has them; `pytorch_model.bin` only where it has nothing else.
 
@@ -31,7 +46,8 @@ def model_snapshot(name: str) -> tuple[Path, str]:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    info = _ask("--model", name, lambda: HfApi().model_info(name, timeout=TIMEOUT_S), _cached_snapshot)
+    cached = functools.partial(_cached_snapshot, revision=revision)
+    info = _ask("--model", name, lambda: HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S), cached)
     if isinstance(info, Path):
         return info, info.name
     names = [sibling.rfilename for sibling in info.siblings]
@@ -93,12 +109,12 @@ def _connection_error() -> type[Exception]:
     return sys.modules[type(get_session()).__module__.partition(".")[0]].TransportError
 
 
-def _cached_snapshot(name: str) -> Path | None:
-    """The newest complete snapshot of a model in the local cache, if any."""
+def _cached_snapshot(name: str, *, revision: str | None) -> Path | None:
+    """The snapshot of that commit, or the newest, of a model in the local cache, if any."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None

@@ -195,11 +195,11 @@ def _text_lengths(defaults: GenerationConfig, kwargs: dict, text_length: int) ->
     for limit, fallback in (("max", 20), ("min", None)):
         new, total = f"{limit}_new_tokens", f"{limit}_length"
         sources = [kwargs, *(vars(source) for source in (config, defaults) if source is not None)]
-        chosen = next(((k, s[k]) for s in sources for k in (new, total) if s.get(k)), (new, fallback))
+        chosen = next(((k, s[k]) for s in sources for k in (new, total) if s.get(k) is not None), (new, fallback))
         kwargs.pop(total, None)
         value = chosen[1] - text_length if chosen[0] == total else chosen[1]
-        if value is not None and (limit == "max" or value > 0):
-            kwargs[new] = value
+        if value is not None:
+            kwargs[new] = value if limit == "max" else max(value, 0)
     if kwargs["max_new_tokens"] < 1:
         raise UserError(f"max_length leaves no room behind {text_length} text tokens; raise it or give max_new_tokens")
     if config is not None:

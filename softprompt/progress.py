@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -77,9 +78,11 @@ class Progress:
             drop_output()
 
     def record(self, **values: object) -> None:
-        """Append one JSON object to the metrics."""
+        """Append one JSON object to the metrics, synced; a line that a crash cuts short is dropped on resume."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Take the bar away."""

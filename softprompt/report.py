@@ -1,5 +1,7 @@
 """What the commands say about a run, as text; nothing is computed or printed here."""
 
+import shlex
+
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.base import Base
@@ -35,7 +37,8 @@ def describe_row(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def describe_result(losses: Losses, config: TrainConfig) -> str:
     """The held-out loss before and after, and the command that uses the prompt."""
-    lines = [f"prompt written to {config.prompt_file}; try: python generate.py --prompt-file {config.prompt_file}"]
+    command = shlex.join(["python", "generate.py", "--prompt-file", config.prompt_file])
+    lines = [f"prompt written to {config.prompt_file}; try: {command}"]
     if losses.trained_prompt is not None and losses.trained_prompt >= losses.without_prompt:
         lines.append("warning: held-out loss is no better than without a prompt; try more rows or another rate")
     return "\n".join(lines)

@@ -71,6 +71,7 @@ class Trainer:
         self.model, self.base, self.config = model, base, config
         self.train_rows, self.eval_rows = train_rows, eval_rows
         self.weight = model.soft_prompt.weight
+        self.initial_sha256 = hashlib.sha256(self.weight.detach().cpu().numpy().tobytes()).hexdigest()
         self.rate = config.learning_rate or RELATIVE_RATE * rms(self.weight).item()
         self.optimizer = torch.optim.AdamW([self.weight], lr=self.rate, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(base.device.type, enabled=base.precision == "fp16")
@@ -116,24 +117,29 @@ class Trainer:
         )
         recompute = recomputed_layers(self.base.model) if config.gradient_checkpointing else contextlib.nullcontext()
         try:
-            if self.step == 0:
-                self._evaluate_start()
-            self.progress.start()
-            with recompute, self._deferred_signals():
-                while self.step < self.total and self.stop_signal is None:
-                    self._advance(folder)
+            with self._deferred_signals():
+                if self.step == 0:
+                    self._evaluate_start()
+                self.progress.start()
+                with recompute:
+                    while self.step < self.total and self.stop_signal is None:
+                        self._advance(folder)
                 self._save(folder)
-            if self.step < self.total:
-                place = f"saved at step {self.step} of {self.total} in {folder}; go on with --resume"
-                raise Interrupted(self.stop_signal, place)
-            trained = self._held_out_loss(self.model)
-            if trained is not None:
-                self._report_held_out("with the trained prompt", trained)
+                if self.step < self.total:
+                    place = f"saved at step {self.step} of {self.total} in {folder}; go on with --resume"
+                    raise Interrupted(self.stop_signal, place)
+                self._finish()
         finally:
             self.progress.close()
-        self.losses = dataclasses.replace(self.losses, trained_prompt=trained)
-        write_atomic(config.prompt_file, prompt_bytes(self.model.soft_prompt, self._metadata()))
         return self.losses
+
+    def _finish(self) -> None:
+        """Held-out loss of the trained prompt, then the prompt file."""
+        trained = self._held_out_loss(self.model)
+        if trained is not None:
+            self._report_held_out("with the trained prompt", trained)
+        self.losses = dataclasses.replace(self.losses, trained_prompt=trained)
+        write_atomic(self.config.prompt_file, prompt_bytes(self.model.soft_prompt, self._metadata()))
 
     def _advance(self, folder: Path) -> None:
         """One optimizer step with what is due after it; nothing is counted if a signal cuts it short."""
@@ -232,12 +238,14 @@ class Trainer:
     def recipe(self) -> dict[str, object]:
         """Everything that decides what is learnt, under the names that a complaint uses."""
         options = {flag(name): value for name, value in vars(self.config).items() if name not in FREE_ON_RESUME}
-        return options | {
+        return {
+            "--model (SHA-256 of its weights)": self.base.fingerprint.sha256,
+            **options,
+            "--data (SHA-256 of its rows)": _rows_sha256(self.train_rows, self.eval_rows),
             "--virtual-tokens": self.model.soft_prompt.num_virtual_tokens,
             "--precision": self.base.precision,
             "--device": self.base.device.type,
-            "--model (SHA-256 of its weights)": self.base.fingerprint.sha256,
-            "--data (SHA-256 of its rows)": _rows_sha256(self.train_rows, self.eval_rows),
+            "--init (SHA-256 of the initial prompt)": self.initial_sha256,
         }
 
     def _metadata(self) -> dict[str, str]:

@@ -442,7 +442,7 @@ def test_generation_beyond_the_context(generate_refused, small_gpt2, work, limit
 def test_empty_questions(generate_refused, monkeypatch):
     for text in ("", " ", "\n"):
         generate_refused("--instruction", "empty", instruction=text)
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         generate_refused("--instruction", "empty", instruction="-")
 
 
@@ -484,7 +484,6 @@ def test_unwritable_outputs(train_refused, work):
 
 
 def test_one_name_for_prompt_file_and_run_folder(train_refused):
-    train_refused("--prompt-file", "p.run", prompt_file="p.run")
     train_refused("--run-dir", "same", prompt_file="same", run_dir="same")
     train_refused("--run-dir", "same", prompt_file="same", run_dir="./same")
 

@@ -377,7 +377,7 @@ def test_answers_repeat_with_their_seed(capfd, train):
 
 def test_questions_from_standard_input(capfd, train, monkeypatch):
     passed(train())
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Say blue\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Say blue\n")))
     result = generate(capfd, "prompt.safetensors", "--instruction", "-")
     assert result.status == 0 and "Human: Say blue\n\nAssistant: \n" in result.err
 

@@ -27,6 +27,10 @@ def test_ci_runs_the_readme_commands():
         assert command in README and command in script
 
 
+def test_nothing_is_left_to_fill_in():
+    assert re.findall(r"@[A-Z]+@", README) == []
+
+
 def test_named_files_exist():
     names = set(re.findall(r"`((?:softprompt|benchmarks|scripts|tests)/[\w./-]+)`", README))
     assert len(names) > 10
