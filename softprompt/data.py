@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Json, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from softprompt import builtin, hub
@@ -140,8 +140,8 @@ def _load_file(path: Path, flag: str, cache: str) -> Dataset:
         return read(**_csv_options(path))
     table = read()
     if reader == "json" and (dates := [name for name, kind in table.features.items() if _is_time(kind)]):
-        # a column in which every text looks like a date was taken for dates
-        return read(features=Features(table.features | {name: Value("string") for name in dates}))
+        # a column in which every text looks like a date was taken for dates; as Json it keeps its text
+        return read(features=Features(table.features | {name: Json(decode=True) for name in dates}))
     return table
 
 
