@@ -16,7 +16,8 @@ def test_one_base_with_two_prompts_does_two_tasks():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     held_out = done.stdout.split("held-out rows:")[1].split("questions never")[0]
     rows = {
-        name: list(map(float, figures.split())) for name, figures in re.findall(r"^(\D+?)\s+(\d.*)$", held_out, re.M)
+        name: list(map(float, figures.split()))
+        for name, figures in re.findall(r"^([a-z ]+ prompt) +(\d.*)$", held_out, re.M)
     }
     assert max(rows["no prompt"][:2]) <= 30 and max(rows["random prompt"][:2]) <= 30
     assert rows["polite prompt"][0] >= 80 and rows["steps prompt"][1] >= 80
