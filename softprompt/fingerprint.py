@@ -6,13 +6,15 @@ the files: the hash over every value widened to fp32, the sketch from the norm a
 """
 
 import base64
+import functools
 import hashlib
 import json
+import math
 import os
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from softprompt.files import write_atomic
 SKETCH_VALUES, MIN_PER_TENSOR = 256, 4
 CHUNK = 1 << 22  # elements widened to fp32 at a time
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"}
+STORED = {name: dtype for dtype, name in (FLOATS | INTEGERS).items()}
 # relative rounding of one stored value, coarsest first
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 TINY = 2.0**-24  # half of fp16's smallest subnormal step: the absolute rounding of values near zero
@@ -110,18 +114,23 @@ def _compute(files: list[Path]) -> Fingerprint:
     The sketch drops the prefix that saving with transformers adds: BLOOM's original files have `h.0...`.
     """
     whole, sketch = hashlib.sha256(), {}
-    per_tensor = max(MIN_PER_TENSOR, SKETCH_VALUES // len(_tensor_names(files)))
-    for name, dtype, tensor in _tensors(files):
-        whole.update(json.dumps([name, list(tensor.shape)]).encode())
-        flat, square = tensor.reshape(-1), 0.0
-        for chunk in flat.split(CHUNK):
+    stored = _stored_tensors(files)
+    per_tensor = max(MIN_PER_TENSOR, SKETCH_VALUES // len(stored))
+    for name, tensor in sorted(stored.items()):
+        whole.update(json.dumps([name, tensor.shape]).encode())
+        plain_name = name.removeprefix("transformer.").removeprefix("model.")
+        places = _places(plain_name, math.prod(tensor.shape), per_tensor)
+        square, start, values = 0.0, 0, torch.zeros(len(places), dtype=torch.float32)
+        for chunk in tensor.chunks():
             wide = chunk.float()
             whole.update(wide.numpy().tobytes())
             square += wide.double().square().sum().item()
-        plain_name = name.removeprefix("transformer.").removeprefix("model.")
-        values = [square**0.5, *flat[_places(plain_name, flat.numel(), per_tensor)].tolist()]
-        packed = base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()
-        sketch[plain_name] = [dtype, list(tensor.shape), packed]
+            here = (places >= start) & (places < start + len(wide))
+            values[here] = wide[places[here] - start]
+            start += len(wide)
+        numbers = [square**0.5, *values.tolist()]
+        packed = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
+        sketch[plain_name] = [tensor.dtype, tensor.shape, packed]
     return Fingerprint(whole.hexdigest(), json.dumps(sketch, sort_keys=True, separators=(",", ":")))
 
 
@@ -132,26 +141,57 @@ def _places(name: str, numel: int, count: int) -> Tensor:
     return torch.randint(max(numel, 1), (min(count, numel),), generator=generator)
 
 
-def _tensor_names(files: list[Path]) -> dict[str, Path]:
-    """Where each tensor is stored."""
-    names = {}
-    for file in files:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as opened:
-                names |= dict.fromkeys(opened.keys(), file)
-        else:
-            names |= dict.fromkeys(_load_bin(file), file)
-    return names
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file: dtype as safetensors spells it, shape, and its values in order, a few at a time."""
+
+    dtype: str
+    shape: list[int]
+    chunks: Callable[[], Iterator[Tensor]]
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, str, Tensor]]:
-    """Every tensor as (name, dtype as safetensors spells it, values), sorted by name."""
-    where = _tensor_names(files)
-    opened = {file: safe_open(file, "pt") if file.suffix == ".safetensors" else _load_bin(file) for file in files}
-    for name in sorted(where):
-        source = opened[where[name]]
-        tensor = source[name] if isinstance(source, dict) else source.get_tensor(name)
-        yield name, FLOATS.get(tensor.dtype, str(tensor.dtype)), tensor
+def _stored_tensors(files: list[Path]) -> dict[str, _Stored]:
+    """Every tensor of a checkpoint by its name; nothing is read before its chunks are."""
+    return {
+        name: tensor
+        for file in files
+        for name, tensor in (_safetensors(file) if file.suffix == ".safetensors" else _pickled(file)).items()
+    }
+
+
+def _safetensors(file: Path) -> dict[str, _Stored]:
+    """Read with plain reads: pages of a mapped file count as memory of the process as long as it is open."""
+    with file.open("rb") as opened:
+        (size,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(size))
+    stored = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = (8 + size + offset for offset in entry["data_offsets"])
+            chunks = functools.partial(_read_chunks, file, name, entry["dtype"], begin, end)
+            stored[name] = _Stored(entry["dtype"], entry["shape"], chunks)
+    return stored
+
+
+def _read_chunks(file: Path, name: str, dtype: str, begin: int, end: int) -> Iterator[Tensor]:
+    """The values between two offsets of a file; unusual dtypes are left to safetensors."""
+    if dtype not in STORED:
+        with safe_open(file, "pt") as opened:
+            yield from opened.get_tensor(name).reshape(-1).split(CHUNK)
+        return
+    step = CHUNK * STORED[dtype].itemsize
+    with file.open("rb") as opened:
+        opened.seek(begin)
+        for start in range(begin, end, step):
+            yield torch.frombuffer(bytearray(opened.read(min(step, end - start))), dtype=STORED[dtype])
+
+
+def _pickled(file: Path) -> dict[str, _Stored]:
+    """The tensors of a `.bin` file."""
+    return {
+        name: _Stored(FLOATS.get(t.dtype, str(t.dtype)), list(t.shape), functools.partial(t.reshape(-1).split, CHUNK))
+        for name, t in _load_bin(file).items()
+    }
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:
