@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from softprompt.encoding import encode_rows
     from softprompt.initialise import initial_prompt
     from softprompt.model import SoftPromptModel
-    from softprompt.report import describe_base, describe_result, describe_row, describe_split
+    from softprompt.report import describe_base, describe_passes, describe_result, describe_row, describe_split
     from softprompt.trainer import Trainer
 
     quiet_libraries()
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if checkpoint is not None:
         trainer.restore(checkpoint)
         print(f"resumed from {checkpoint}")
+    print(describe_passes(trainer))
     print(f"{trainer.total} steps of {config.rows_per_step} rows, learning rate {trainer.rate:.4g}", flush=True)
     losses = trainer.run()
     print(describe_result(losses, config))

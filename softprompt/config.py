@@ -40,8 +40,11 @@ class TrainConfig:
     init_from: str | None = option(None, "start from this prompt file instead of --init")
     allow_other_base: bool = option(False, "accept an --init-from prompt that was trained on another base")
     max_length: int = option(256, "cut rows to this many text tokens (virtual tokens not counted)")
-    per_device_train_batch_size: int = option(1, "rows per forward pass")
-    gradient_accumulation_steps: int = option(8, "forward passes per optimizer step")
+    per_device_train_batch_size: int = option(1, "times --gradient-accumulation-steps: the rows of a step")
+    gradient_accumulation_steps: int = option(8, "times --per-device-train-batch-size: the rows of a step")
+    max_tokens_per_pass: str = option(
+        "auto", "a step's rows are packed into forward passes of at most this many tokens; auto: what memory allows"
+    )
     num_train_epochs: float = option(1.0, "passes over the rows")
     max_steps: int = option(-1, "stop after this many optimizer steps, whatever the epochs; -1: no limit")
     learning_rate: float | None = option(None, "AdamW's rate (default: 0.3 x the prompt's RMS at initialisation)")
@@ -71,6 +74,9 @@ class TrainConfig:
         for name in ("prompt_file", "run_dir", "init_from"):
             _expand_home(self, name)
         _require(self.virtual_tokens is None or self.virtual_tokens >= 1, self, "virtual_tokens", "must be at least 1")
+        limit = self.max_tokens_per_pass
+        whole = limit.isascii() and limit.isdecimal() and int(limit) >= 1
+        _require(limit == "auto" or whole, self, "max_tokens_per_pass", "must be auto or at least 1")
         for name in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             _require(getattr(self, name) >= 1, self, name, "must be at least 1")
         _require(self.save_steps >= 1, self, "save_steps", "must be at least 1")

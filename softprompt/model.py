@@ -3,22 +3,19 @@
 B batch, T text tokens, P virtual tokens, H hidden size, V vocabulary, N supervised tokens.
 """
 
-import contextlib
-import functools
 import inspect
-from collections.abc import Iterator
 from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput
 
 from softprompt.encoding import IGNORE_INDEX
+from softprompt.engine import pack_loss
 from softprompt.errors import UserError
 from softprompt.loss import summed_cross_entropy
+from softprompt.packing import Pack
 from softprompt.prompt import SoftPromptEmbedding
 
 
@@ -83,6 +80,10 @@ class SoftPromptModel(nn.Module):
         places = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
         return summed_cross_entropy(self._base_logits(embeds, mask, places), targets[:, places])
 
+    def packed_loss(self, pack: Pack, *, recompute: bool = False) -> Tensor:
+        """The same sum over a pack's rows (`engine.pack_loss`), for bases that `engine.can_pack`."""
+        return pack_loss(self.base_model, self.soft_prompt.weight, pack, recompute=recompute)
+
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **generation_kwargs) -> Tensor:
         """transformers' `generate` behind the prompt, with all of its arguments.
@@ -146,25 +147,6 @@ class SoftPromptModel(nn.Module):
         """Put P entries of `fill` in front of every row: [B, T] -> [B, P + T]."""
         front = values.new_full((values.shape[0], self.soft_prompt.num_virtual_tokens), fill)
         return torch.cat([front, values], dim=1)
-
-
-@contextlib.contextmanager
-def recomputed_layers(base_model: PreTrainedModel) -> Iterator[None]:
-    """Gradient checkpointing for a base in eval mode, where transformers' own switch does nothing.
-
-    Every layer's forward is wrapped for the duration of the block: its activations are recomputed in the backward
-    pass (Chen et al., 2016), and all weights and modes stay as they are.
-    """
-    layers = [module for module in base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise UserError(f"--gradient-checkpointing: {type(base_model).__name__} has no layers that can be recomputed")
-    for layer in layers:
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 def _one_token(base_model: PreTrainedModel) -> Tensor:

@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerBase
 from softprompt.base import Base
 from softprompt.config import TrainConfig
 from softprompt.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.trainer import Losses
+from softprompt.engine import can_pack
+from softprompt.trainer import Losses, Trainer
 
 
 def describe_base(base: Base) -> str:
@@ -33,6 +34,14 @@ def describe_row(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
     return f"first row, input_ids decoded:\n{_indent(tokenizer.decode(row.input_ids))}\n" + (
         f"first row, labels decoded:\n{_indent(tokenizer.decode(labels))}"
     )
+
+
+def describe_passes(trainer: Trainer) -> str:
+    """How a step's rows go through the base."""
+    if can_pack(trainer.base.model):
+        return f"rows of a step are packed into passes of at most {trainer.max_tokens:,} tokens"
+    name, size = type(trainer.base.model).__name__, trainer.config.per_device_train_batch_size
+    return f"note: {name} cannot take packed rows, so they run as padded batches of {size}: the same result, slower"
 
 
 def describe_result(losses: Losses, config: TrainConfig) -> str:

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from softprompt.base import Base
-from softprompt.batching import pad_rows
 from softprompt.checkpoint import (
     METRICS_NAME,
     Checkpoint,
@@ -30,10 +29,12 @@ from softprompt.checkpoint import (
 )
 from softprompt.config import TrainConfig, flag
 from softprompt.encoding import EncodedRow
+from softprompt.engine import recomputable_layers
 from softprompt.errors import Interrupted, UserError
 from softprompt.evaluation import mean_loss
 from softprompt.files import write_atomic
-from softprompt.model import SoftPromptModel, recomputed_layers
+from softprompt.model import SoftPromptModel
+from softprompt.passes import pass_losses, tokens_that_fit
 from softprompt.progress import Progress
 from softprompt.prompt import rms
 from softprompt.prompt_file import prompt_bytes
@@ -75,6 +76,10 @@ class Trainer:
         self.rate = config.learning_rate or RELATIVE_RATE * rms(self.weight).item()
         self.optimizer = torch.optim.AdamW([self.weight], lr=self.rate, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(base.device.type, enabled=base.precision == "fp16")
+        if config.gradient_checkpointing:
+            recomputable_layers(base.model)  # complains if there are none
+        limit = config.max_tokens_per_pass
+        self.max_tokens = tokens_that_fit(base.model) if limit == "auto" else int(limit)
         self.total = total_steps(len(train_rows), config.rows_per_step, config.num_train_epochs, config.max_steps)
         self.factor = rate_factor(config.lr_scheduler_type, self.total, config.warmup_steps)
         self.step = 0
@@ -98,6 +103,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.rate, self.train_loss = state["step"], state["rate"], state["train_loss"]
         self.losses, self.window = Losses(**state["losses"]), tuple(state["window"])
+        self.max_tokens = state["max_tokens_per_pass"]
         torch.set_num_threads(state["num_threads"])
         torch.set_rng_state(state["rng"])
         if self.base.device.type == "cuda" and state["cuda_rng"] is not None:
@@ -115,15 +121,13 @@ class Trainer:
         self.progress = Progress(
             folder / METRICS_NAME, first_step=self.step, total_steps=self.total, window=self.window
         )
-        recompute = recomputed_layers(self.base.model) if config.gradient_checkpointing else contextlib.nullcontext()
         try:
             with self._deferred_signals():
                 if self.step == 0:
                     self._evaluate_start()
                 self.progress.start()
-                with recompute:
-                    while self.step < self.total and self.stop_signal is None:
-                        self._advance(folder)
+                while self.step < self.total and self.stop_signal is None:
+                    self._advance(folder)
                 self._save(folder)
                 if self.step < self.total:
                     place = f"saved at step {self.step} of {self.total} in {folder}; go on with --resume"
@@ -167,10 +171,15 @@ class Trainer:
 
     def _accumulate(self, rows: list[EncodedRow], supervised: int) -> float | None:
         """Gradient of the step's mean loss, pass by pass; returns the loss sum, or None when asked to stop."""
-        size, loss_sum = self.config.per_device_train_batch_size, 0.0
-        for start in range(0, len(rows), size):
-            batch = pad_rows(rows[start : start + size], pad_token_id=self.base.pad_token_id, device=self.base.device)
-            loss = self.model.summed_loss(**batch)
+        loss_sum = 0.0
+        for loss in pass_losses(
+            self.model,
+            rows,
+            max_tokens=self.max_tokens,
+            rows_per_batch=self.config.per_device_train_batch_size,
+            pad_token_id=self.base.pad_token_id,
+            recompute=self.config.gradient_checkpointing,
+        ):
             self.scaler.scale(loss / supervised).backward()
             loss_sum += loss.item()
             if self.stop_signal is not None:
@@ -229,6 +238,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "num_threads": torch.get_num_threads(),
+            "max_tokens_per_pass": self.max_tokens,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.base.device) if on_cuda else None,
         }

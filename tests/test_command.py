@@ -20,9 +20,9 @@ CONFIGS = {"train": TrainConfig, "generate": GenerateConfig}
 OPTIONS = {
     "train": """
         model data prompt-file run-dir virtual-tokens init init-text init-from allow-other-base max-length
-        per-device-train-batch-size gradient-accumulation-steps num-train-epochs max-steps learning-rate
-        lr-scheduler-type warmup-steps weight-decay max-grad-norm logging-steps save-steps eval-steps eval-data
-        eval-fraction precision gradient-checkpointing seed device resume overwrite
+        per-device-train-batch-size gradient-accumulation-steps max-tokens-per-pass num-train-epochs max-steps
+        learning-rate lr-scheduler-type warmup-steps weight-decay max-grad-norm logging-steps save-steps eval-steps
+        eval-data eval-fraction precision gradient-checkpointing seed device resume overwrite
     """,
     "generate": """
         prompt-file model allow-other-base instruction input max-length max-new-tokens do-sample top-k top-p
