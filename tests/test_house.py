@@ -34,6 +34,8 @@ ORDER = [
     "schedule",
     "trainer",
     "report",
+    "answer_file",
+    "answers",
 ]
 
 
