@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Answer a question with a frozen causal language model and a tuned soft prompt."""
+"""Answer a question, or a file of them, with a frozen causal language model and a tuned soft prompt."""
 
 import sys
 from collections.abc import Sequence
@@ -11,48 +11,74 @@ from softprompt.errors import UserError
 
 if TYPE_CHECKING:
     from softprompt.base import Base
+    from softprompt.model import SoftPromptModel
+    from softprompt.prompt_file import PromptFile
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Generate as the command line says: the answers on stdout, everything else on stderr."""
+    """Generate as the command line says: answers on stdout or in the output file, everything else on stderr."""
     config = parse(GenerateConfig, argv, prog="generate.py", description=__doc__)
+    quiet_libraries()
+    if config.instructions is None:
+        answer_one(config)
+    else:
+        answer_many(config)
 
-    from softprompt.base import check_same_base, require_known_ids, require_room
+
+def answer_one(config: GenerateConfig) -> None:
+    """Check that the question fits, and print seed, question and answers."""
+    from softprompt.base import require_known_ids, require_room
     from softprompt.encoding import encode_text, format_question
     from softprompt.generation import draw_seed, new_token_budget, print_answers, sample_question
-    from softprompt.model import SoftPromptModel
-    from softprompt.prompt import SoftPromptEmbedding
-    from softprompt.prompt_file import load_prompt
 
-    quiet_libraries()
-    file = load_prompt(config.prompt_file)
-    name = config.model or file.metadata.get("base")
-    if not name:
-        raise UserError(f"{config.prompt_file}: does not say which base it was made for; pass --model")
     instruction = read_standard_input() if config.instruction == "-" else config.instruction
     if instruction is not None and not instruction.strip():
         raise UserError("--instruction: the question is empty; type one, or leave the flag out for a sample question")
-
-    base = load_named_base(name, config, revision=file.metadata.get("base_revision") or None)
-    remark = check_same_base(file.metadata, base, prompt_file=config.prompt_file, allow_other=config.allow_other_base)
+    model, base, _ = load_prompted_base(config)
     if instruction is None:
-        instruction = sample_question(name, base.tokenizer)
-    for note in (*base.notes, remark):
-        if note:
-            print(f"note: {note}", file=sys.stderr)
-    model = SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(file.weight))
+        instruction = sample_question(base.name, base.tokenizer)
     question = encode_text(format_question(instruction, config.input), base.tokenizer)
     require_known_ids(base, question)
     text_tokens = len(question) + new_token_budget(config, len(question))
-    require_room(
-        base.model, len(file.weight), text_tokens, flag="--max-new-tokens" if config.max_new_tokens else "--max-length"
-    )
+    limit = "--max-new-tokens" if config.max_new_tokens else "--max-length"
+    require_room(base.model, model.soft_prompt.num_virtual_tokens, text_tokens, flag=limit)
 
     seed = draw_seed() if config.seed is None else config.seed
     if config.do_sample:
         print(f"seed: {seed}", file=sys.stderr)
     print(format_question(instruction, config.input), file=sys.stderr, flush=True)
     print_answers(model, base.tokenizer, config, seed=seed, instruction=instruction)
+
+
+def answer_many(config: GenerateConfig) -> None:
+    """Answer every row of `--instructions` into the output file."""
+    from softprompt.answer_file import check_answer_file
+    from softprompt.answers import answer_rows
+    from softprompt.data import load_questions
+
+    check_answer_file(config)
+    rows, name = load_questions(config.instructions)
+    model, base, prompt = load_prompted_base(config)
+    answer_rows(model, base, config, rows=rows, name=name, prompt_sha256=prompt.metadata["sha256"])
+
+
+def load_prompted_base(config: GenerateConfig) -> "tuple[SoftPromptModel, Base, PromptFile]":
+    """The prompt file, the base it was made for, and the model of both."""
+    from softprompt.base import check_same_base
+    from softprompt.model import SoftPromptModel
+    from softprompt.prompt import SoftPromptEmbedding
+    from softprompt.prompt_file import load_prompt
+
+    file = load_prompt(config.prompt_file)
+    name = config.model or file.metadata.get("base")
+    if not name:
+        raise UserError(f"{config.prompt_file}: does not say which base it was made for; pass --model")
+    base = load_named_base(name, config, revision=file.metadata.get("base_revision") or None)
+    remark = check_same_base(file.metadata, base, prompt_file=config.prompt_file, allow_other=config.allow_other_base)
+    for note in (*base.notes, remark):
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+    return SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(file.weight)), base, file
 
 
 def load_named_base(name: str, config: GenerateConfig, *, revision: str | None) -> "Base":

@@ -131,13 +131,18 @@ def check_same_run(state: dict, recipe: dict, prompt_file: Path, run_folder: Pat
     Raises:
         UserError: names the first option that differs, and both values.
     """
-    for name, value in recipe.items():
-        before = state["recipe"].get(name)
-        if before != value:
-            raise UserError(f"--resume: {name} was {before!r} when this run started and is {value!r} now; keep it")
+    check_same_recipe(state["recipe"], recipe)
     named = (run_folder / state["prompt_file"]).resolve()
     if named != prompt_file.resolve():
         raise UserError(f"--resume: this run writes {named.name}, not {prompt_file}; give the same --prompt-file")
+
+
+def check_same_recipe(before: dict, now: dict) -> None:
+    """Raise `UserError` that names the first option which differs from when the run started, and both values."""
+    for name, value in now.items():
+        if before.get(name) != value:
+            started = before.get(name)
+            raise UserError(f"--resume: {name} was {started!r} when this run started and is {value!r} now; keep it")
 
 
 def _checkpoints(run_folder: Path) -> list[Path]:

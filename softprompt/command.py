@@ -46,12 +46,18 @@ def run(main: Callable[[], None], *, prog: str) -> int:
     except BrokenPipeError:
         drop_output()
         return 128 + signal.SIGPIPE
-    except (UserError, OSError, MemoryError) as error:
-        return _say(prog, f"error: {_one_line(error)}", 2)
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            return _say(prog, f"error: out of memory; {MEMORY_ADVICE}", 2)
+        if isinstance(error, RuntimeError):
             raise
-        return _say(prog, f"error: out of memory; {MEMORY_ADVICE}", 2)
+        return _say(prog, f"error: {_one_line(error)}", 2)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or, in the words of its own errors, PyTorch found no memory."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
 
 
 def quiet_libraries() -> None:
@@ -113,8 +119,6 @@ def _raise_interrupted(signum: int, frame: object) -> NoReturn:
 
 def _one_line(error: BaseException) -> str:
     """The message with the file of an `OSError` in front and no line breaks."""
-    if isinstance(error, MemoryError):
-        return f"out of memory; {MEMORY_ADVICE}"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"

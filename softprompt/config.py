@@ -117,6 +117,13 @@ class GenerateConfig:
     allow_other_base: bool = option(False, "run the prompt on a base that it was not trained on")
     instruction: str | None = option(None, "the question; - reads it from standard input (default: a sample question)")
     input: str = option("", "extra input that belongs to the question")
+    instructions: str | None = option(
+        None, "answer every row of a JSON, JSONL, CSV or Parquet file, a folder or a hub id (default: one question)"
+    )
+    output_file: str | None = option(
+        None, "where the answers to --instructions go, as JSONL (default: NAME.answers.jsonl beside the rows)"
+    )
+    per_device_eval_batch_size: int = option(8, "rows of --instructions that are answered together")
     max_length: int = option(128, "most text tokens, question and answer together (virtual tokens not counted)")
     max_new_tokens: int | None = option(None, "most tokens of the answer, instead of --max-length")
     do_sample: bool = option(True, "sample; otherwise take the most probable token every time")
@@ -129,12 +136,16 @@ class GenerateConfig:
     seed: int | None = option(None, "seed of the sampling (default: drawn, and printed)")
     precision: str = option("auto", "arithmetic of the base", choices=PRECISIONS)
     device: str = option("auto", "cpu, cuda, cuda:N or auto")
+    resume: bool = option(False, "go on where a stopped run over the same --instructions ended")
+    overwrite: bool = option(False, "replace an existing output file and what a stopped run saved")
 
     def __post_init__(self) -> None:
-        _expand_home(self, "prompt_file")
+        for name in ("prompt_file", "output_file"):
+            _expand_home(self, name)
+        self._check_instructions()
         for name in ("instruction", "input"):
             _require(_is_unicode(getattr(self, name)), self, name, "is not UTF-8 text")
-        for name in ("max_length", "num_return_sequences"):
+        for name in ("per_device_eval_batch_size", "max_length", "num_return_sequences"):
             _require(getattr(self, name) >= 1, self, name, "must be at least 1")
         _require(self.max_new_tokens is None or self.max_new_tokens >= 1, self, "max_new_tokens", "must be at least 1")
         _require(self.top_k >= 0, self, "top_k", "must be 0 or above")
@@ -145,6 +156,21 @@ class GenerateConfig:
         several = self.num_return_sequences > 1 and not self.do_sample
         _require(not several, self, "num_return_sequences", "needs --do-sample: without it all answers are the same")
         _require(self.seed is None or 0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
+
+    def _check_instructions(self) -> None:
+        """What goes with `--instructions`, what only with it, and what with one question only."""
+        if self.instructions is None:
+            for name in ("output_file", "resume", "overwrite"):
+                _require(getattr(self, name) in (None, False), self, name, "needs --instructions")
+            return
+        _require(self.instructions.strip() != "", self, "instructions", "must name a file, a folder or a hub id")
+        _require(self.instruction is None, self, "instructions", "give it or --instruction, not both")
+        _require(self.input == "", self, "instructions", "give it or --input, not both")
+        _require(not self.compare, self, "instructions", "give it or --compare, not both")
+        _require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
+        _require(self.output_file != "-", self, "output_file", "the answers need a file, from which --resume can go on")
+        named = self.output_file is None or Path(self.output_file).name != ""
+        _require(named, self, "output_file", "must name a file")
 
 
 def _is_unicode(text: str | None) -> bool:

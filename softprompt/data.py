@@ -4,7 +4,7 @@ import csv
 import functools
 import glob
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from softprompt.errors import UserError
 
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 COLUMNS = ("instruction", "input", "output")
+QUESTION_COLUMNS = ("instruction", "input")
 HELD_OUT_SPLITS = ("validation", "test")
 DEFAULT_EVAL_FRACTION = 0.02
 MAX_DEFAULT_EVAL_ROWS = 200
@@ -40,11 +41,11 @@ def load_splits(data: str, *, eval_data: str | None, eval_fraction: float | None
         UserError: missing or unreadable data, or rows that are not Alpaca rows.
     """
     tables = _load_tables(data, "--data")
-    train_rows = _rows(_choose(tables, ("train",), data, "--data"), data)
+    train_rows = _rows(tables[_choose(tables, ("train",), data, "--data")], data)
     if eval_data is not None:
         held_out = _load_tables(eval_data, "--eval-data")
         wanted = (*HELD_OUT_SPLITS, "train")
-        return Splits(train_rows, _rows(_choose(held_out, wanted, eval_data, "--eval-data"), eval_data))
+        return Splits(train_rows, _rows(held_out[_choose(held_out, wanted, eval_data, "--eval-data")], eval_data))
     own = next((split for split in HELD_OUT_SPLITS if split in tables), None)
     if own is not None and eval_fraction is None and "train" in tables:
         return Splits(train_rows, _rows(tables[own], f"{data} ({own})"))
@@ -63,6 +64,20 @@ def load_table(data: str, split: str) -> list[Row]:
     return _rows(tables[split], f"{data} ({split})")
 
 
+def load_questions(data: str) -> tuple[list[Row], str]:
+    """Rows to answer, and what to call them in messages; of several splits the one that `--eval-data` would take.
+
+    An `output` column is not looked at, and the rows' outputs are empty.
+
+    Raises:
+        UserError: as `load_splits`.
+    """
+    tables = _load_tables(data, "--instructions", QUESTION_COLUMNS)
+    split = _choose(tables, (*HELD_OUT_SPLITS, "train"), data, "--instructions")
+    name = data if len(tables) == 1 else f"{data} ({split})"
+    return _rows(tables[split], name, QUESTION_COLUMNS), name
+
+
 def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> Splits:
     """Split rows by a seeded draw; both parts keep the file's order."""
     if fraction is None:
@@ -77,13 +92,13 @@ def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> Splits:
     )
 
 
-def _load_tables(name: str, flag: str) -> dict[str, list[dict[str, object]]]:
+def _load_tables(name: str, flag: str, columns: Sequence[str] = COLUMNS) -> dict[str, list[dict[str, object]]]:
     """Every split under its name; a single table is `train`."""
     try:
         with tempfile.TemporaryDirectory(prefix="softprompt-") as cache:
             loaded = _load(name, flag, cache)
             splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
-            return {split: _records(table) for split, table in splits.items()}
+            return {split: _records(table, columns) for split, table in splits.items()}
     except DatasetNotFoundError as error:
         raise UserError(f"{flag} {name}: the hub has no such data set") from error
     except (DatasetGenerationError, ValueError, OSError, UnicodeDecodeError) as error:
@@ -133,7 +148,7 @@ def _load_file(path: Path, flag: str, cache: str) -> Dataset:
     if reader is None:
         raise UserError(f"{flag} {path}: the suffix must be one of {', '.join(READERS)}")
     if path.stat().st_size == 0:
-        raise UserError(f"{flag} {path}: the file is empty; give rows with instruction, input and output")
+        raise UserError(f"{flag} {path}: the file is empty; give Alpaca rows")
     # a name with brackets is a name, and no pattern
     read = functools.partial(load_dataset, reader, data_files=glob.escape(str(path)), split="train", cache_dir=cache)
     if reader == "csv":
@@ -171,37 +186,43 @@ def _csv_options(path: Path) -> dict[str, object]:
     return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
 
 
-def _records(table: Dataset) -> list[dict[str, object]]:
+def _records(table: Dataset, columns: Sequence[str]) -> list[dict[str, object]]:
     """The columns that are used, as plain values detached from the files they came from."""
-    if not set(COLUMNS) & set(table.column_names):
-        columns = ", ".join(table.column_names[:5])
-        raise UserError(f"rows need the columns instruction and output; here are {columns or 'none'}")
-    return list(table.select_columns([name for name in COLUMNS if name in table.column_names]))
+    if not set(columns) & set(table.column_names):
+        needed = " and ".join(_required(columns))
+        raise UserError(f"rows need {needed} as columns; here are {', '.join(table.column_names[:5]) or 'none'}")
+    return list(table.select_columns([name for name in columns if name in table.column_names]))
 
 
-def _choose(tables: dict[str, list], wanted: Iterable[str], name: str, flag: str) -> list[dict[str, object]]:
-    """The first wanted split that is there, or the only one."""
+def _required(columns: Sequence[str]) -> list[str]:
+    """The columns without which a row means nothing."""
+    return [name for name in columns if name != "input"]
+
+
+def _choose(tables: dict[str, list], wanted: Iterable[str], name: str, flag: str) -> str:
+    """The name of the first wanted split that is there, or of the only one."""
     for split in wanted:
         if split in tables:
-            return tables[split]
+            return split
     if len(tables) == 1:
-        return next(iter(tables.values()))
+        return next(iter(tables))
     raise UserError(f"{flag} {name}: has the splits {', '.join(tables)} but no train; name one file")
 
 
-def _rows(records: list[dict[str, object]], name: str) -> list[Row]:
+def _rows(records: list[dict[str, object]], name: str, columns: Sequence[str] = COLUMNS) -> list[Row]:
     """Check every row and give it its number. A blank output stays: encoding counts and skips it.
 
     Raises:
-        UserError: no row at all, a row without instruction or output, or a value that is no text and no number.
+        UserError: no row at all, a row that lacks what its columns must hold, or a value that is no text and no number.
     """
     if not records:
         raise UserError(f"{name}: holds no row")
     rows = []
     for number, record in enumerate(records, start=1):
-        for column in ("instruction", "output"):
+        for column in _required(columns):
             if _is_missing(record.get(column)) or (column == "instruction" and not str(record[column]).strip()):
-                raise UserError(f"{name}, row {number}: no {column}; every row needs an instruction and an output")
+                needed = " and ".join(f"an {needed}" for needed in _required(columns))
+                raise UserError(f"{name}, row {number}: no {column}; every row needs {needed}")
         rows.append(Row(*(_text(record.get(column), column, number, name) for column in COLUMNS), number=number))
     return rows
 

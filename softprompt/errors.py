@@ -12,5 +12,6 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, signum: int, message: str = "stopped") -> None:
         super().__init__(message)
+        self.signum = signum
         self.message = f"{signal.Signals(signum).name}: {message}"
         self.exit_status = 128 + signum

@@ -2,9 +2,9 @@
 
 import secrets
 import sys
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer, TextStreamer
 
@@ -81,11 +81,37 @@ def generate_answers(
         UserError: the question leaves no room for an answer.
     """
     ids = encode_text(format_question(instruction, input), tokenizer)
-    input_ids = torch.tensor([ids], device=next(model.parameters()).device)  # [1, T]
+    (answers,) = generate_batch(model, tokenizer, config, questions=[ids], streamer=streamer)
+    return [text_of(answer, tokenizer) for answer in answers]
+
+
+def generate_batch(
+    model: SoftPromptModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: GenerateConfig,
+    *,
+    questions: Sequence[list[int]],
+    streamer: BaseStreamer | None = None,
+) -> list[list[list[int]]]:
+    """Answer questions, given as ids, in one batch.
+
+    Returns:
+        For every question the ids of its `config.num_return_sequences` answers: each ends with the eos id or where
+        the question's own budget does, whatever the others may still write.
+
+    Raises:
+        UserError: a question leaves no room for an answer.
+    """
+    budgets = [new_token_budget(config, len(ids)) for ids in questions]
+    longest = max(len(ids) for ids in questions)
+    gaps = [longest - len(ids) for ids in questions]
+    # a row's pads are its own first id: any other would be a token of the text for the repetition penalty
+    padded = [ids[:1] * gap + ids for ids, gap in zip(questions, gaps, strict=True)]
+    device = next(model.parameters()).device
     output = model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=new_token_budget(config, len(ids)),
+        torch.tensor(padded, device=device),  # [B, T]
+        attention_mask=torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device),
+        max_new_tokens=max(budgets),
         num_return_sequences=config.num_return_sequences,
         repetition_penalty=config.repetition_penalty,
         eos_token_id=tokenizer.eos_token_id,
@@ -94,7 +120,11 @@ def generate_answers(
         **NEUTRAL,
         **_sampling(config),
     )
-    return [_text_of(row[len(ids) :], tokenizer) for row in output]
+    answers = output[:, longest:].reshape(len(questions), config.num_return_sequences, -1).tolist()
+    return [
+        [_until_eos(answer[:budget], tokenizer.eos_token_id) for answer in several]
+        for several, budget in zip(answers, budgets, strict=True)
+    ]
 
 
 def new_token_budget(config: GenerateConfig, question_tokens: int) -> int:
@@ -125,5 +155,11 @@ def _sampling(config: GenerateConfig) -> dict[str, object]:
     }
 
 
-def _text_of(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> str:
+def _until_eos(ids: list[int], eos_token_id: int) -> list[int]:
+    """An answer with its eos and without the pads behind it."""
+    return ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids
+
+
+def text_of(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """An answer's text, without special tokens."""
     return tokenizer.decode(ids, skip_special_tokens=True)

@@ -25,8 +25,9 @@ OPTIONS = {
         eval-data eval-fraction precision gradient-checkpointing seed device resume overwrite
     """,
     "generate": """
-        prompt-file model allow-other-base instruction input max-length max-new-tokens do-sample top-k top-p
-        temperature repetition-penalty num-return-sequences compare seed precision device
+        prompt-file model allow-other-base instruction input instructions output-file per-device-eval-batch-size
+        max-length max-new-tokens do-sample top-k top-p temperature repetition-penalty num-return-sequences compare
+        seed precision device resume overwrite
     """,
 }
 
@@ -146,6 +147,18 @@ WRONG = {
         ("--num-return-sequences", "--num-return-sequences", "2", "--no-do-sample"),
         ("--seed", "--seed", "-1"),
         ("--device", "--device"),
+        ("--instructions", "--instructions", "x.jsonl", "--instruction", "a"),
+        ("--input", "--instructions", "x.jsonl", "--input", "a"),
+        ("--compare", "--instructions", "x.jsonl", "--compare"),
+        ("--instructions", "--instructions", ""),
+        ("--output-file", "--output-file", "x.jsonl"),
+        ("--output-file", "--output-file", ""),
+        ("--output-file", "--instructions", "x.jsonl", "--output-file", ""),
+        ("--output-file", "--instructions", "x.jsonl", "--output-file", "-"),
+        ("--resume", "--resume"),
+        ("--overwrite", "--overwrite"),
+        ("--resume", "--instructions", "x.jsonl", "--resume", "--overwrite"),
+        ("--per-device-eval-batch-size", "--per-device-eval-batch-size", "0"),
     ],
 }
 

@@ -40,6 +40,8 @@ ORDER = [
     "schedule",
     "trainer",
     "report",
+    "answer_file",
+    "answers",
 ]
 
 
