@@ -11,7 +11,7 @@ from softprompt.encoding import IGNORE_INDEX
 
 CHUNK_LOGITS = 1 << 24  # logits that exist at a time; few chunks, since each reads the whole head
 MIN_CHUNK = 128
-FINE_LOGITS = 1 << 19  # logits widened to fp32 at a time, so that they stay in the cache
+FINE_LOGITS = 1 << 19  # logits widened to fp32 at a time, so that they stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
 def _loss_into_gradient(logits: Tensor, head: Head, targets: Tensor, with_gradient: bool) -> Tensor:
     """Summed cross-entropy of raw logits `[chunk, V]`; with `with_gradient` they are overwritten by its gradient."""
     total = 0.0
-    size = max(1, FINE_LOGITS // logits.shape[1])
+    size = len(logits) if logits.is_cuda else max(1, FINE_LOGITS // logits.shape[1])
     for raw, target in zip(logits.split(size), targets.split(size), strict=True):
         wide = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if head.scale != 1.0:

@@ -114,6 +114,8 @@ WRONG = {
         ("--max-length", "--max-length", "0"),
         ("--per-device-train-batch-size", "--per-device-train-batch-size", "0"),
         ("--gradient-accumulation-steps", "--gradient-accumulation-steps", "0"),
+        ("--max-tokens-per-pass", "--max-tokens-per-pass", "0"),
+        ("--max-tokens-per-pass", "--max-tokens-per-pass", "many"),
         ("--num-train-epochs", "--num-train-epochs", "0"),
         ("--num-train-epochs", "--num-train-epochs", "inf"),
         ("--max-steps", "--max-steps", "0"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import HIDDEN_SIZE, make_model, make_tokenizer
 from transformers import get_scheduler
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError, load_prompt
@@ -13,6 +13,7 @@ from softprompt.config import TrainConfig
 from softprompt.data import load_splits
 from softprompt.encoding import encode_rows
 from softprompt.evaluation import mean_loss
+from softprompt.passes import tokens_that_fit
 from softprompt.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.trainer import RELATIVE_RATE, Trainer
 
@@ -168,3 +169,43 @@ def test_half_precision_runs_stay_near_fp32(model_folder, rows_file, tmp_path, p
         assert {state["exp_avg"].dtype for state in trainer.optimizer.state.values()} == {torch.float32}
     # bf16 keeps 8 bits: two layers and a head stay within 2 % of a loss of about 6
     assert ends[precision] == pytest.approx(ends["fp32"], rel=0.02)
+
+
+def loss_curve(folder):
+    lines = [json.loads(line) for line in (folder / "p.run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return torch.tensor([line["loss"] for line in lines if "loss" in line])
+
+
+def test_a_whole_bf16_run_lies_within_the_noise_of_fp32(model_folder, rows_file, tmp_path):
+    """The curves of two precisions are nearer to each other than those of two orders of the same rows."""
+    runs = {"fp32": {"seed": 1}, "bf16": {"seed": 1, "precision": "bf16"}, "other": {"seed": 2}}
+    curves = {}
+    for name, options in runs.items():
+        common = {"num_train_epochs": 20, "logging_steps": 1, "gradient_accumulation_steps": 4}
+        trainer_for(model_folder, rows_file, tmp_path / name, **common, **options).run()
+        curves[name] = loss_curve(tmp_path / name)
+    assert len(curves["fp32"]) == 60 and curves["fp32"][-10:].mean() < 0.9 * curves["fp32"][:10].mean()
+    precision, order = ((curves["fp32"] - curves[other]).square().mean().sqrt() for other in ("bf16", "other"))
+    assert precision < 0.5 * order
+
+
+def test_passes_are_cut_as_stored_and_the_cut_does_not_change_the_run(model_folder, rows_file, tmp_path):
+    options = {"gradient_accumulation_steps": 8, "max_steps": 4, "save_steps": 2}
+    prompts = {}
+    for limit in ("auto", "60"):
+        trainer = trainer_for(model_folder, rows_file, tmp_path / limit, max_tokens_per_pass=limit, **options)
+        trainer.run()
+        prompts[limit] = trainer.weight.detach().clone()
+    # 1e-4: four Adam steps enlarge the roundings of differently shaped sums
+    assert (prompts["auto"] - prompts["60"]).abs().max() < 1e-4 * prompts["auto"].abs().max()
+    resumed = trainer_for(model_folder, rows_file, tmp_path / "60", max_tokens_per_pass="60", resume=True, **options)
+    resumed.max_tokens = 4096  # as if the memory that is free had changed
+    resumed.restore(tmp_path / "60" / "p.run" / "checkpoint-2")
+    assert resumed.max_tokens == 60
+
+
+def test_what_fits_follows_the_memory_that_is_free(monkeypatch):
+    base = make_model("bloom")
+    for free, tokens in ((0, 256), (2**40, 4096), (2 * 1000 * 2 * HIDDEN_SIZE * 32 * 4, 1000)):
+        monkeypatch.setattr("softprompt.passes._free_memory", lambda free=free: free)
+        assert tokens_that_fit(base) == tokens
