@@ -68,12 +68,12 @@ def make_checkpoint(name: str, config: PreTrainedConfig, precision: str, rows: I
     folder = cache / f"{name}-{precision}"
     if not (folder / "config.json").exists():
         _save_weights(config, precision, folder)
-    make_tokenizer(rows, min(TOKENIZER_SIZE, config.vocab_size)).save_pretrained(folder)
+    make_tokenizer(rows, config.vocab_size).save_pretrained(folder)
     return folder
 
 
-def make_tokenizer(rows: Iterable[Row], size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with BLOOM's pieces, special ids and left padding, trained on the rows."""
+def make_tokenizer(rows: Iterable[Row], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with BLOOM's pieces, special ids and left padding, trained on rows; `vocabulary` ids at most."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -83,6 +83,7 @@ def make_tokenizer(rows: Iterable[Row], size: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet, special = pre_tokenizers.ByteLevel.alphabet(), list(SPECIAL_TOKENS.values())
+    size = min(TOKENIZER_SIZE, vocabulary)
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say: FLOPs by hand, rows as long as stored, every side on the same rows."""
 
+import hashlib
 import json
 import statistics
 import sys
@@ -19,7 +20,7 @@ import sides  # noqa: E402
 from rows import ANSWER_TOKENS, PERCENTILES, QUESTION_TOKENS, encoded, generated_rows, rows_of_lengths  # noqa: E402
 from shapes import SHAPES, make_tokenizer  # noqa: E402
 
-from softprompt.encoding import EncodedRow  # noqa: E402
+from softprompt.encoding import EncodedRow, Row  # noqa: E402
 
 
 def cells(line: str) -> list[str]:
@@ -88,6 +89,14 @@ def test_rows_of_lengths_are_met_to_the_token():
     assert [(len(row.input_ids) - row.num_supervised, row.num_supervised) for row in found] == [
         (16, 48), (5, 2), (200, 30),
     ]  # fmt: skip
+
+
+def test_a_larger_vocabulary_does_not_change_the_tokens():
+    texts = [hashlib.sha256(bytes([place % 256, place // 256])).hexdigest()[:20] for place in range(2000)]
+    rows = [Row(text, "", text[::-1], 1) for text in texts]
+    large, larger = (make_tokenizer(rows, SHAPES[name].vocab_size) for name in ("bloom-389m-zh", "bloom-560m"))
+    assert large.get_vocab() == larger.get_vocab() and len(large) == 16_000
+    assert len(make_tokenizer(rows, 300)) <= 300
 
 
 def test_a_file_in_this_order_trains_row_by_row():
