@@ -1,16 +1,17 @@
 """Attention inside a pack: everybody sees the shared places in front, and besides them only the own row.
 
 `layout` says who stands where (`packing.py` explains a pack), `rules` how a score is made. Three ways compute the
-same thing: `plain_attention` is the definition, on the whole S x S square; `attend` walks over the rows and touches
-only what a row sees, on any device; `flex_attention.py` hands the same rules to a CUDA kernel.
+same thing: `plain_attention` is the definition, on the whole S x S square; `attend` takes rows of like length together
+and touches only what they see, on any device; `flex_attention.py` hands the same rules to a CUDA kernel.
 
-Z shared places, S places, L places of one row's own, K = Z + L keys that they see; Q query heads, G key heads (G
-divides Q), D the width of a head.
+Z shared places, S places, L places of one row's own, K = Z + L keys that they see, R rows of a tile; Q query heads,
+G key heads (G divides Q), D the width of a head.
 """
 
+import functools
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from softprompt.packing import Pack
 
 # scores of one row and head above which they are not kept for the backward pass but computed anew there
 MAX_KEPT_SCORES = 512 * 512
+# how much shorter than its tile's first row another may be: a share of it and some places more
+SLACK, SLACK_PLACES = 0.125, 8
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,50 @@ class Rules:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """Neighbouring rows of like length that attend together: R rows of L places, the shorter ones padded at their end.
+
+    No mask is needed for pads: they come behind all real queries, and what they compute themselves is dropped.
+    """
+
+    start: int
+    end: int
+    num_rows: int
+    length: int
+    index: Tensor | None  # int64 [R * L], places from `start` on, a pad's being its row's last; None without pads
+    real: Tensor | None  # int64 [end - start], which of the R * L are no pads
+
+    @classmethod
+    def of(cls, start: int, lengths: list[int], device: torch.device) -> "Tile":
+        """The tile of rows with these lengths, none longer than the first, from `start` on."""
+        rows, longest, total = len(lengths), lengths[0], sum(lengths)
+        if rows * longest == total:
+            return cls(start, start + total, rows, longest, None, None)
+        ends = list(accumulate(lengths))
+        index = [
+            min(end - length + i, end - 1) for end, length in zip(ends, lengths, strict=True) for i in range(longest)
+        ]
+        real = [row * longest + i for row, length in enumerate(lengths) for i in range(length)]
+        return cls(start, start + total, rows, longest, *(torch.tensor(x, device=device) for x in (index, real)))
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """`[heads, S, D]` -> `[heads, R, L, D]`."""
+        own = tensor[:, self.start : self.end]
+        return (own if self.index is None else own[:, self.index]).unflatten(1, (self.num_rows, self.length))
+
+    def drop_pads(self, tensor: Tensor) -> Tensor:
+        """`[heads, R, L, D]` -> `[heads, end - start, D]`."""
+        flat = tensor.flatten(1, 2)
+        return flat if self.real is None else flat[:, self.real]
+
+
+@dataclass(frozen=True)
 class Layout:
     """Who sees whom in a pack, on its device."""
 
     bounds: list[int]
     positions: Tensor  # int64 [S]
-    biases: dict = field(default_factory=dict, repr=False)  # of this pack: the layers share them
+    masks: dict = field(default_factory=dict, repr=False)  # of this pack, by rules: the layers share them
 
     @classmethod
     def of(cls, pack: Pack, device: torch.device) -> "Layout":
@@ -56,29 +97,39 @@ class Layout:
         """Z."""
         return self.bounds[0]
 
-    @property
-    def blocks(self) -> list[tuple[int, int]]:
-        """Start and end of the shared places and of every row's own; empty ones left out."""
-        return [(start, end) for start, end in pairwise([0, *self.bounds]) if end > start]
+    @functools.cached_property
+    def tiles(self) -> list[Tile]:
+        """The shared places, then the rows, neighbours together where that takes few pads."""
+        device = self.positions.device
+        tiles = [Tile.of(0, [self.num_shared], device)] if self.num_shared else []
+        start, lengths = self.num_shared, []
+        for length in (end - begin for begin, end in pairwise(self.bounds)):
+            if lengths and not lengths[0] * (1 - SLACK) - SLACK_PLACES <= length <= lengths[0]:
+                tiles.append(Tile.of(start, lengths, device))
+                start, lengths = tiles[-1].end, []
+            lengths.append(length)
+        return [*tiles, Tile.of(start, lengths, device)] if lengths else tiles
 
     def rows(self) -> Tensor:
         """The row that every place belongs to, from 1; 0 for the shared places. `[S]`"""
         lengths = torch.tensor([end - start for start, end in pairwise([0, *self.bounds])])
         return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.positions.device)
 
-    def keys(self, tensor: Tensor, start: int, end: int) -> Tensor:
-        """What a block sees of keys or values `[G, S, D]`: the shared places and its own. `[G, K, D]`"""
-        own = tensor[:, start:end]
-        return own if start == 0 else torch.cat([tensor[:, : self.num_shared], own], dim=1)
+    def seen(self, tensor: Tensor, tile: Tile) -> Tensor:
+        """What a tile sees of keys or values `[G, S, D]`, the shared places and each row its own: `[G, R, K, D]`"""
+        own = tile.take(tensor)
+        if tile.start == 0:
+            return own
+        return torch.cat([tensor[:, None, : self.num_shared].expand(-1, tile.num_rows, -1, -1), own], dim=2)
 
-    def bias(self, start: int, end: int, rules: Rules, dtype: torch.dtype) -> Tensor:
-        """ALiBi and mask of one block, `[1 or Q, L, K]`, made once for all layers with the same rules."""
-        key = (start, rules.window, rules.slopes is None, dtype)
-        if key not in self.biases:
-            queries = self.positions[start:end]
-            keys = queries if start == 0 else torch.cat([self.positions[: self.num_shared], queries])
-            self.biases[key] = _bias(queries[:, None] - keys, rules).to(dtype)
-        return self.biases[key]
+    def bias(self, tile: Tile, rules: Rules, dtype: torch.dtype) -> Tensor:
+        """ALiBi and mask of every row of a tile, `[1 or Q, L, K]`, made once for all layers with the same rules."""
+        name = (tile.start, rules.window, rules.slopes is None, dtype)
+        if name not in self.masks:
+            queries = self.positions[tile.start : tile.start + tile.length]
+            keys = queries if tile.start == 0 else torch.cat([self.positions[: self.num_shared], queries])
+            self.masks[name] = _bias(queries[:, None] - keys, rules).to(dtype)
+        return self.masks[name]
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules) -> Tensor:
@@ -96,41 +147,34 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, r
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules) -> Tensor:
-    """Row by row, with the shapes of `plain_attention`; rows of more than 512 places or so keep no scores."""
-    longest = max(end - start for start, end in layout.blocks)
+    """Tile by tile, with the shapes of `plain_attention`; rows of more than 512 places or so keep no scores."""
+    longest = max(tile.length for tile in layout.tiles)
     if longest * (layout.num_shared + longest) <= MAX_KEPT_SCORES or rules.softcap is not None:
-        return _RowByRow.apply(query, key, value, layout, rules)
+        return _TileByTile.apply(query, key, value, layout, rules)
     outputs = []
-    for start, end in layout.blocks:
-        keys, values = layout.keys(key, start, end), layout.keys(value, start, end)
-        bias = layout.bias(start, end, rules, query.dtype)
-        settings = {"attn_mask": bias[None], "scale": rules.scale, "enable_gqa": True}
-        outputs.append(F.scaled_dot_product_attention(query[None, :, start:end], keys[None], values[None], **settings))
-    return torch.cat(outputs, dim=2)[0].transpose(0, 1)  # [S, Q, D]
+    for tile in layout.tiles:
+        parts = (tile.take(query), layout.seen(key, tile), layout.seen(value, tile))
+        settings = {"attn_mask": layout.bias(tile, rules, query.dtype)[None], "scale": rules.scale, "enable_gqa": True}
+        output = F.scaled_dot_product_attention(*(part.transpose(0, 1) for part in parts), **settings)  # [R, Q, L, D]
+        outputs.append(tile.drop_pads(output.transpose(0, 1)))
+    return torch.cat(outputs, dim=1).transpose(0, 1)  # [S, Q, D]
 
 
-class _RowByRow(torch.autograd.Function):
+class _TileByTile(torch.autograd.Function):
     """Attention with its backward pass by hand: no concatenated keys are kept, and shared gradients are summed wide."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules) -> Tensor:
-        heads, places, width = query.shape
+        (heads, places, width), groups = query.shape, key.shape[0]
         output = query.new_empty(places, heads, width)
         kept: list[Tensor] = []
-        for start, end in layout.blocks:
-            queries = _grouped(query[:, start:end], key)  # [G, Q/G * L, D]
-            scores = torch.bmm(queries, layout.keys(key, start, end).transpose(1, 2))
-            scores = scores.view(heads, end - start, -1)  # [Q, L, K]
-            bias = layout.bias(start, end, rules, _wide(query.dtype))
-            if rules.softcap is None:
-                scores, capped = torch.add(bias, scores, alpha=rules.scale), None
-            else:
-                capped = torch.tanh(scores.to(bias.dtype) * (rules.scale / rules.softcap))
-                scores = torch.add(bias, capped, alpha=rules.softcap)
-            probabilities = scores.softmax(-1).to(query.dtype)
+        for tile in layout.tiles:
+            keys, values = (layout.seen(x, tile).flatten(0, 1) for x in (key, value))  # [G * R, K, D]
+            scores = torch.bmm(_fold(tile.take(query), groups), keys.transpose(1, 2))  # [G * R, Q / G * L, K]
+            probabilities, capped = _softmax(scores, layout.bias(tile, rules, _wide(query.dtype)), tile, rules, groups)
             kept += [probabilities] if capped is None else [probabilities, capped]
-            weighted = torch.bmm(_grouped(probabilities, key), layout.keys(value, start, end))
-            output[start:end] = weighted.view(heads, -1, width).transpose(0, 1)
+            weighted = _unfold(torch.bmm(probabilities, values), groups, tile)
+            output[tile.start : tile.end] = tile.drop_pads(weighted).transpose(0, 1)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.layout, ctx.rules = layout, rules
         return output
@@ -139,30 +183,42 @@ class _RowByRow(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (query, key, value, *kept), layout, rules = ctx.saved_tensors, ctx.layout, ctx.rules
-        step = 1 if rules.softcap is None else 2
-        heads, places, width = query.shape
-        grad_query, grad_key, grad_value = (_like(tensor) for tensor in (query, key, value))
-        shared = key.new_zeros(2, key.shape[0], layout.num_shared, width, dtype=_wide(key.dtype))
-        for (start, end), probabilities, capped in zip(
-            layout.blocks, kept[::step], kept[step - 1 :: step], strict=True
-        ):
-            grad = _grouped(grad_output[start:end].transpose(0, 1), key)
-            grad_scores = torch.bmm(grad, layout.keys(value, start, end).transpose(1, 2)).view_as(probabilities)
-            grad_scores = torch._softmax_backward_data(grad_scores, probabilities, -1, probabilities.dtype)
-            if rules.softcap is not None:
-                grad_scores = (grad_scores * (1 - capped.square())).to(query.dtype)
-            grad_scores = _grouped(grad_scores.mul_(rules.scale), key)  # [G, Q/G * L, K]
-            queries = _grouped(query[:, start:end], key)
-            grad_query[:, start:end] = torch.bmm(grad_scores, layout.keys(key, start, end)).view(heads, -1, width)
-            for side, whole, part in (
-                (0, grad_key, torch.bmm(grad_scores.transpose(1, 2), queries)),
-                (1, grad_value, torch.bmm(_grouped(probabilities, key).transpose(1, 2), grad)),
-            ):
-                whole[:, start:end] = part[:, start - end :]
-                shared[side] += part[:, : layout.num_shared] if start else 0
-        grad_key[:, : layout.num_shared] += shared[0]
-        grad_value[:, : layout.num_shared] += shared[1]
-        return grad_query, grad_key, grad_value, None, None
+        groups, kept, step = key.shape[0], iter(kept), 1 if rules.softcap is None else 2
+        grads = [_like(tensor) for tensor in (query, key, value)]
+        shared = key.new_zeros(2, groups, layout.num_shared, key.shape[2], dtype=_wide(key.dtype))
+        for tile in layout.tiles:
+            keys, values = (layout.seen(x, tile).flatten(0, 1) for x in (key, value))
+            grad = tile.take(grad_output.transpose(0, 1))
+            if tile.real is not None:
+                grad = _without_pads(grad, tile)
+            grad = _fold(grad, groups)
+            probabilities, capped = next(kept), next(kept) if step == 2 else None
+            slopes = torch.bmm(grad, values.transpose(1, 2))  # [G * R, Q / G * L, K]
+            slopes = torch._softmax_backward_data(slopes, probabilities, -1, probabilities.dtype)
+            if capped is not None:
+                slopes = (slopes * (1 - capped.square())).to(query.dtype)
+            slopes.mul_(rules.scale)
+            grads[0][:, tile.start : tile.end] = tile.drop_pads(_unfold(torch.bmm(slopes, keys), groups, tile))
+            of_keys = torch.bmm(slopes.transpose(1, 2), _fold(tile.take(query), groups))  # [G * R, K, D]
+            for side, part in enumerate((of_keys, torch.bmm(probabilities.transpose(1, 2), grad))):
+                part = part.unflatten(0, (groups, -1))
+                grads[1 + side][:, tile.start : tile.end] = tile.drop_pads(part[:, :, -tile.length :])
+                if tile.start:
+                    shared[side] += part[:, :, : layout.num_shared].sum(1, dtype=shared.dtype)
+        for whole, part in zip(grads[1:], shared, strict=True):
+            whole[:, : layout.num_shared] += part
+        return *grads, None, None
+
+
+def _softmax(scores: Tensor, bias: Tensor, tile: Tile, rules: Rules, groups: int) -> tuple[Tensor, Tensor | None]:
+    """Probabilities of raw scores `[G * R, Q / G * L, K]`, in their dtype, and with a soft cap its tanh."""
+    shape = scores.shape
+    scores = scores.view(groups, tile.num_rows, -1, *bias.shape[1:])  # [G, R, Q / G, L, K]
+    bias = bias.view(-1 if len(bias) == 1 else groups, 1, 1 if len(bias) == 1 else scores.shape[2], *bias.shape[1:])
+    if rules.softcap is None:
+        return torch.add(bias, scores, alpha=rules.scale).softmax(-1).to(scores.dtype).view(shape), None
+    capped = torch.tanh(scores.to(bias.dtype) * (rules.scale / rules.softcap))
+    return torch.add(bias, capped, alpha=rules.softcap).softmax(-1).to(scores.dtype).view(shape), capped.view(shape)
 
 
 def _bias(distance: Tensor, rules: Rules) -> Tensor:
@@ -181,9 +237,22 @@ def _bias(distance: Tensor, rules: Rules) -> Tensor:
     return slanted.masked_fill(~visible, -math.inf)
 
 
-def _grouped(tensor: Tensor, key: Tensor) -> Tensor:
-    """`[Q, L, *]` -> `[G, Q/G * L, *]`: the query heads that share a key head, one behind the other."""
-    return tensor.reshape(key.shape[0], -1, tensor.shape[-1])
+def _fold(tensor: Tensor, groups: int) -> Tensor:
+    """`[Q, R, L, D]` -> `[G * R, Q / G * L, D]`: the query heads that share a key head, one behind the other."""
+    return tensor.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+
+def _unfold(tensor: Tensor, groups: int, tile: Tile) -> Tensor:
+    """The way back from `_fold`."""
+    tensor = tensor.view(groups, tile.num_rows, -1, tile.length, tensor.shape[-1])  # [G, R, Q / G, L, D]
+    return tensor.transpose(1, 2).flatten(0, 1)
+
+
+def _without_pads(tensor: Tensor, tile: Tile) -> Tensor:
+    """`[heads, R, L, D]` with zeros at pads."""
+    real = torch.zeros(tile.num_rows * tile.length, 1, dtype=tensor.dtype, device=tensor.device)
+    real[tile.real] = 1
+    return tensor * real.view(tile.num_rows, tile.length, 1)
 
 
 def _like(tensor: Tensor) -> Tensor:

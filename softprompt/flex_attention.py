@@ -27,7 +27,7 @@ def flex_attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules
 def block_mask(layout: Layout, rules: Rules) -> BlockMask:
     """Who sees whom, made once per pack for all layers with the same window."""
     name = ("block mask", rules.window)
-    if name not in layout.biases:
+    if name not in layout.masks:
         rows, positions, window = layout.rows(), layout.positions, rules.window
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ def block_mask(layout: Layout, rules: Rules) -> BlockMask:
             return seen if window is None else seen & (positions[query] - positions[key] < window)
 
         places = len(positions)
-        layout.biases[name] = create_block_mask(visible, None, None, places, places, device=positions.device)
-    return layout.biases[name]
+        layout.masks[name] = create_block_mask(visible, None, None, places, places, device=positions.device)
+    return layout.masks[name]
 
 
 def score_function(layout: Layout, rules: Rules):
