@@ -37,7 +37,7 @@ def hidden_states(model: BloomForCausalLM, prompt: Tensor, text: Tensor, places:
         # the first layer's text depends on nothing that learns, so its projections stay out of the backward pass
         inputs = parts if depth == 0 else [hidden]
         arguments = (layer, hidden, inputs, attend, rules, places if depth == last else None)
-        hidden = checkpoint(_layer, *arguments, use_reentrant=False) if recompute else _layer(*arguments)
+        hidden = checkpoint(layer_output, *arguments, use_reentrant=False) if recompute else layer_output(*arguments)
     return base.ln_f(hidden)
 
 
@@ -49,7 +49,7 @@ def attention_rules(model: BloomForCausalLM) -> Rules:
     return Rules(scale=(model.config.hidden_size // heads) ** -0.5, slopes=slopes)
 
 
-def _layer(layer: nn.Module, hidden: Tensor, inputs: list[Tensor], attend, rules: Rules, places: Tensor | None):
+def layer_output(layer: nn.Module, hidden: Tensor, inputs: list[Tensor], attend, rules: Rules, places: Tensor | None):
     """One BloomBlock on `[S, H]`; with `places`, only there: `[N, H]`."""
     attention = layer.self_attention
     normed = [layer.input_layernorm(part) for part in inputs]

@@ -3,14 +3,17 @@
 B batch, T text tokens, P virtual tokens, H hidden size, V vocabulary, N supervised tokens.
 """
 
+import functools
 import inspect
 from typing import Self
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from softprompt.cache import Cache
+from softprompt.decoding import can_decode, decode, prompt_cache, text_lengths
 from softprompt.encoding import IGNORE_INDEX
 from softprompt.engine import pack_loss
 from softprompt.errors import UserError
@@ -40,6 +43,7 @@ class SoftPromptModel(nn.Module):
             raise UserError(f"{type(base_model).__name__} takes no inputs_embeds, so no prompt can stand in front")
         self.base_model = base_model.requires_grad_(False)
         self.soft_prompt = soft_prompt.to(base_model.device)
+        self._prompt: tuple[Tensor, Cache] | None = None  # the prompt last generated from, and its keys and values
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -89,18 +93,38 @@ class SoftPromptModel(nn.Module):
         """transformers' `generate` behind the prompt, with all of its arguments.
 
         Lengths (`max_length`, `min_length`) and the repetition penalty count text ids only, never the P virtual ones.
+        Greedy decoding and sampling run here, behind the cached prompt; beams, and whatever else `decoding.py` does
+        not list, run in transformers.
 
         Returns:
             int64 `[B, T + new]`: `input_ids` followed by the new ids, as the base's own `generate` returns them.
 
         Raises:
-            UserError: no room for a new token, or pads in fp64, where BLOOM's fp32 softmax turns them into NaN.
+            UserError: no room for a new token; or, in transformers' loops, pads in fp64, where BLOOM's fp32 softmax
+                turns them into NaN.
         """
-        embeds, mask, _ = self._place(input_ids, attention_mask, pads_last=False)
-        if embeds.dtype == torch.float64 and not mask.all():
-            raise UserError("generating from padded rows is not exact in fp64; use fp32 or rows of one length")
-        settings = _text_lengths(self.base_model.generation_config, generation_kwargs, input_ids.shape[1])
-        return self.base_model.generate(input_ids, inputs_embeds=embeds, attention_mask=mask, **settings)
+        settings = text_lengths(self.base_model, generation_kwargs, input_ids.shape[1])
+        mask = torch.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).long()
+        order = mask.argsort(dim=1, stable=True)  # pads first: the text ends where generation goes on
+        ids, mask = input_ids.gather(1, order), mask.gather(1, order)
+        if mask[:, -1:].numel() and mask[:, -1].all() and can_decode(self.base_model, settings):
+            loop = functools.partial(decode, prompt=self._cached_prompt(), streamer=settings.get("streamer"))
+            output = self.base_model.generate(ids, attention_mask=mask, custom_generate=loop, **settings)
+        else:
+            embeds, mask, _ = self._place(ids, mask, pads_last=False)
+            if embeds.dtype == torch.float64 and not mask.all():
+                raise UserError("such generation from padded rows is not exact in fp64; use fp32 or rows of one length")
+            output = self.base_model.generate(ids, inputs_embeds=embeds, attention_mask=mask, **settings)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        sequences[:, : ids.shape[1]] = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
+        return output
+
+    def _cached_prompt(self) -> Cache:
+        """The prompt's keys and values, computed once and again when the prompt or the base's precision changed."""
+        prompt = self.soft_prompt.weight.detach().to(self.base_model.get_input_embeddings().weight)  # [P, H]
+        if self._prompt is None or not _same(self._prompt[0], prompt):
+            self._prompt = (prompt.clone(), prompt_cache(self.base_model, prompt))
+        return self._prompt[1]
 
     def trainable_parameters_line(self) -> str:
         """What trains, out of how much, in PEFT's wording."""
@@ -154,6 +178,11 @@ def _one_token(base_model: PreTrainedModel) -> Tensor:
     return torch.zeros(1, dtype=torch.long, device=base_model.device)
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, in the same precision and place."""
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
 def _next_labels(labels: Tensor, order: Tensor | None) -> Tensor:
     """Targets `[B, P + T]`: at each position the label of the token that follows, -100 at the end."""
     if order is not None:
@@ -164,28 +193,3 @@ def _next_labels(labels: Tensor, order: Tensor | None) -> Tensor:
 def _unsort(logits: Tensor, order: Tensor) -> Tensor:
     """Logits back in the positions of the caller's ids."""
     return logits.gather(1, order.argsort(dim=1)[..., None].expand_as(logits))
-
-
-def _text_lengths(defaults: GenerationConfig, kwargs: dict, text_length: int) -> dict:
-    """Turn limits on text ids into limits on new ids, which do not depend on how the prompt is fed.
-
-    A new-token limit wins over a length, and what the caller gives over what the base's config says; with neither,
-    20 new tokens, as in transformers.
-    """
-    kwargs = dict(kwargs)
-    config = kwargs.get("generation_config")
-    for limit, fallback in (("max", 20), ("min", None)):
-        new, total = f"{limit}_new_tokens", f"{limit}_length"
-        sources = [kwargs, *(vars(source) for source in (config, defaults) if source is not None)]
-        chosen = next(((k, s[k]) for s in sources for k in (new, total) if s.get(k) is not None), (new, fallback))
-        kwargs.pop(total, None)
-        value = chosen[1] - text_length if chosen[0] == total else chosen[1]
-        if value is not None:
-            kwargs[new] = value if limit == "max" else max(value, 0)
-    if kwargs["max_new_tokens"] < 1:
-        raise UserError(f"max_length leaves no room behind {text_length} text tokens; raise it or give max_new_tokens")
-    if config is not None:
-        kwargs["generation_config"] = GenerationConfig.from_dict(
-            config.to_dict() | {"max_length": None, "min_length": None}
-        )
-    return kwargs
