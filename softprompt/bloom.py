@@ -53,17 +53,21 @@ def layer_output(layer: nn.Module, hidden: Tensor, inputs: list[Tensor], attend,
     """One BloomBlock on `[S, H]`; with `places`, only there: `[N, H]`."""
     attention = layer.self_attention
     normed = [layer.input_layernorm(part) for part in inputs]
-    projected = torch.cat([attention.query_key_value(part) for part in normed])
+    projected = _joined([attention.query_key_value(part) for part in normed])
     heads = projected.view(len(projected), attention.num_heads, 3, attention.head_dim)
     query, key, value = (part.transpose(0, 1) for part in heads.unbind(2))  # [Q, S, D]
     attended = attend(query, key, value, rules).reshape(len(hidden), -1)  # [S, H]
-    residual = torch.cat(normed) if layer.apply_residual_connection_post_layernorm else hidden
+    residual = _joined(normed) if layer.apply_residual_connection_post_layernorm else hidden
     if places is not None:
         attended, residual = attended[places], residual[places]
     hidden = residual + attention.dense(attended)
     normed = layer.post_attention_layernorm(hidden)
     residual = normed if layer.apply_residual_connection_post_layernorm else hidden
     return residual + layer.mlp.dense_4h_to_h(gelu(layer.mlp.dense_h_to_4h(normed)))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -122,7 +122,8 @@ def decode(
     ids = torch.cat([input_ids, input_ids.new_zeros(rows, limit - length)], dim=1)  # [B, T + new]
     unfinished = torch.ones(rows, dtype=torch.bool, device=ids.device)
     with running(base_model) as run:
-        logits = feed(base_model, run, cache, input_ids, torch.arange(start, start + length, device=ids.device))
+        slots = torch.arange(start, start + length, device=ids.device)
+        logits = feed(base_model, run, cache, input_ids, slots, start + length)
         step = one_token_steps(base_model, run, cache, ids[:, 0])
         for end in range(length, limit):
             chosen = choose(processors(ids[:, :end], logits.to(torch.float32, copy=True)))  # [B]
@@ -155,6 +156,7 @@ def one_token_steps(
     def step(ids: Tensor, slot: int) -> Tensor:
         return feed(base_model, run, cache, ids[:, None], slots[slot : slot + 1], slot + 1)
 
+    # recorded by hand: torch.compile would take longer to compile than one answer takes to decode
     if ids.device.type != "cuda":
         return step
     try:

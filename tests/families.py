@@ -31,7 +31,11 @@ CONFIGS = {
         hidden_size=HIDDEN_SIZE, n_layer=3, n_head=4, apply_residual_connection_post_layernorm=True, **SPECIAL
     ),
     "cohere": lambda: CohereConfig(**TWO_KEY_HEADS),  # scaled logits
-    "gemma2": lambda: Gemma2Config(**TWO_KEY_HEADS, head_dim=8, sliding_window=5),  # two soft caps, scaled embeddings
+    "gemma2": lambda: (
+        Gemma2Config(  # two soft caps, low enough to bend the scores of so small a model; scaled embeddings
+            **TWO_KEY_HEADS, head_dim=8, sliding_window=5, attn_logit_softcapping=1.0, final_logit_softcapping=3.0
+        )
+    ),
     "gemma3_text": lambda: Gemma3TextConfig(
         **TWO_KEY_HEADS, head_dim=8, sliding_window=5, layer_types=["sliding_attention", "full_attention"]
     ),

@@ -302,6 +302,16 @@ def test_looking_at_all_slots_is_the_same_as_at_those_filled(family):
     assert torch.allclose(*logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_cuda_graph_gives_the_same_ids(family, capsys):
+    model, rows = soft_model(make_family(family).cuda()), texts(*LENGTHS)
+    ids, mask = pad(rows, "left")
+    batch = model.generate(ids.cuda(), attention_mask=mask.cuda(), **GREEDY).cpu()
+    assert torch.equal(batch, soft_model(make_family(family)).generate(ids, attention_mask=mask, **GREEDY))
+    assert "without a CUDA graph" not in capsys.readouterr().err
+
+
 def test_bias_is_the_definition():
     positions = slot_positions(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), 2, 1)
     assert positions.tolist() == [[0, 1, PAD, PAD, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]]
