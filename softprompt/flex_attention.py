@@ -28,7 +28,7 @@ def block_mask(layout: Layout, rules: Rules) -> BlockMask:
     """Who sees whom, made once per pack for all layers with the same window."""
     name = ("block mask", rules.window)
     if name not in layout.masks:
-        rows, positions, window = layout.rows(), layout.positions, rules.window
+        rows, positions, window = layout.rows, layout.positions, rules.window
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             seen = (query >= key) & ((rows[key] == 0) | (rows[key] == rows[query]))

@@ -10,7 +10,7 @@ from softprompt.attention import Layout, Rules, attend, plain_attention
 from softprompt.flex_attention import flex_attend, problem
 
 # bounds of packs: ordinary, no own places, one place each, nothing shared, one shared
-# and tiles of several rows: with pads, without, both beside a row of its own
+# and several rows in a tile, beside others
 BOUNDS = ([4, 9, 10, 17], [6], [3, 4, 5], [0, 5, 8], [1, 7], [2, 8, 13, 17, 20], [3, 7, 11, 15], [2, 32, 36, 40, 43])
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
 RULES = {
@@ -143,7 +143,7 @@ def test_flex_attention_on_cuda(name, dtype):
 
 
 def test_alibi_is_counted_from_the_query():
-    bias = (layout := layout_of([300])).bias(layout.tiles[0], Rules(1.0, slopes=SLOPES), torch.float32)
+    bias = layout_of([300]).bias(0, 300, Rules(1.0, slopes=SLOPES), torch.float32, 4, 4)
     assert bias.shape == (4, 300, 300)
     assert (bias[:, 299, 299] == 0).all() and bias[0, 299, 0] == -299 * 0.5
     assert (bias[:, 0, 1:] == -math.inf).all()
