@@ -61,7 +61,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
         with_gradient = ctx.needs_input_grad[0]
         grad = torch.empty_like(hidden) if with_gradient else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        size = max(MIN_CHUNK, CHUNK_LOGITS // head.weight.shape[0])
+        most = max(MIN_CHUNK, CHUNK_LOGITS // head.weight.shape[0])
+        size = -(-len(hidden) // -(-len(hidden) // most))  # chunks of like size
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
             logits = F.linear(hidden[chunk], head.weight, head.bias)  # [chunk, V]
