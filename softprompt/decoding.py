@@ -10,9 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
-    AttentionInterface,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -27,9 +26,9 @@ from softprompt.attention import Rules
 from softprompt.cache import Cache, slot_positions
 from softprompt.engine import can_pack
 from softprompt.errors import UserError
+from softprompt.interface import own_attention
 from softprompt.thin import ThinLinear
 
-INTERFACE = "softprompt_cache"
 # what `decode` honours, by itself or through the processors and criteria that it is handed
 IMPLEMENTED = {
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "do_sample", "temperature", "top_k",
@@ -196,14 +195,8 @@ def running(base_model: PreTrainedModel) -> Iterator[Run]:
         with ThinLinear():
             yield functools.partial(_run_bloom, base_model, bloom.attention_rules(base_model))
         return
-    AttentionInterface.register(INTERFACE, _interface_attention)
-    before = base_model.config._attn_implementation
-    base_model.config._attn_implementation = INTERFACE
-    try:
-        with ThinLinear():
-            yield functools.partial(_run_interface, base_model)
-    finally:
-        base_model.config._attn_implementation = before
+    with own_attention(base_model), ThinLinear():
+        yield functools.partial(_run_interface, base_model)
 
 
 def _run_bloom(model: PreTrainedModel, rules: Rules, cache: Cache, embeds: Tensor) -> Tensor:
@@ -225,27 +218,11 @@ def _attend_flat(
 
 
 def _run_interface(base_model: PreTrainedModel, cache: Cache, embeds: Tensor) -> Tensor:
-    settings = {"position_ids": cache.position_ids, "use_cache": False, "logits_to_keep": 1, "slot_cache": cache}
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
+        return cache.attend(layer, query, key, value, rules).transpose(1, 2).contiguous()
+
+    settings = {"position_ids": cache.position_ids, "use_cache": False, "logits_to_keep": 1, "attend": attend}
     return base_model(inputs_embeds=embeds, **settings).logits[:, -1]
-
-
-def _interface_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    slot_cache: Cache,
-    **others: object,
-) -> tuple[Tensor, None]:
-    """What transformers calls in every layer: heads `[B, heads, L, D]` -> `[B, L, Q, D]`."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rules = Rules(scale, window=sliding_window, softcap=softcap)
-    return slot_cache.attend(module.layer_idx, query, key, value, rules).transpose(1, 2).contiguous(), None
 
 
 def _draw(scores: Tensor) -> Tensor:

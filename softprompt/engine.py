@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompt import bloom, flex_attention
 from softprompt.attention import Layout, Rules, attend
 from softprompt.errors import UserError
+from softprompt.interface import own_attention
 from softprompt.loss import Head, head_cross_entropy
 from softprompt.packing import Pack
 
-INTERFACE = "softprompt_pack"
 # the families whose packs are tested against the untouched model, row by row
 THROUGH_INTERFACE = {
     "cohere", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi", "qwen2", "qwen3",
@@ -37,6 +37,18 @@ def can_pack(base_model: PreTrainedModel) -> bool:
     if getattr(config, "use_bidirectional_attention", False) or _rope_types(config) & BATCH_DEPENDENT_ROPE:
         return False
     return config.model_type in THROUGH_INTERFACE
+
+
+def attention_note(base_model: PreTrainedModel) -> str | None:
+    """What is worth saying about the attention of packs: on CUDA, why it is not the one that was meant."""
+    if base_model.device.type != "cuda":
+        return None
+    config = base_model.config
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    reason = flex_attention.problem(base_model.device, base_model.dtype, heads, groups, width)
+    return reason and f"note: rows attend one by one, since FlexAttention does not work here ({reason})"
 
 
 def pack_loss(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack, *, recompute: bool = False) -> Tensor:
@@ -77,10 +89,14 @@ def _through_interface(
     base_model: PreTrainedModel, prompt: Tensor, text: Tensor, layout: Layout, places: Tensor, recompute: bool
 ) -> Tensor:
     """The same through a model whose attention can be replaced by name."""
+
+    def attend_row(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
+        return _attend(layout, query[0], key[0], value[0], rules)[None]
+
     embeds = torch.cat([prompt, text])[None]  # [1, S, H]
-    settings = {"position_ids": layout.positions[None], "use_cache": False, "pack_layout": layout}
-    recomputed = recomputed_layers(base_model, _interface) if recompute else contextlib.nullcontext()
-    with recomputed, _interface(base_model):
+    settings = {"position_ids": layout.positions[None], "use_cache": False, "attend": attend_row}
+    recomputed = recomputed_layers(base_model, own_attention) if recompute else contextlib.nullcontext()
+    with recomputed, own_attention(base_model):
         hidden = base_model.base_model(inputs_embeds=embeds, **settings).last_hidden_state
     return hidden[0, places]
 
@@ -122,37 +138,6 @@ def recomputed_layers(
     finally:
         for layer in layers:
             del layer.forward
-
-
-@contextlib.contextmanager
-def _interface(base_model: PreTrainedModel) -> Iterator[None]:
-    """Let the base's layers attend with `_interface_attention` for the duration of the block."""
-    AttentionInterface.register(INTERFACE, _interface_attention)
-    before = base_model.config._attn_implementation
-    base_model.config._attn_implementation = INTERFACE
-    try:
-        yield
-    finally:
-        base_model.config._attn_implementation = before
-
-
-def _interface_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    pack_layout: Layout,
-    **others: object,
-) -> tuple[Tensor, None]:
-    """What transformers calls in every layer: heads `[1, heads, S, D]` -> `[1, S, Q, D]`."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rules = Rules(scale, window=sliding_window, softcap=softcap)
-    return _attend(pack_layout, query[0], key[0], value[0], rules)[None], None
 
 
 def _attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from softprompt.base import Base
 from softprompt.config import TrainConfig
 from softprompt.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.engine import can_pack
+from softprompt.engine import attention_note, can_pack
 from softprompt.trainer import Losses, Trainer
 
 
@@ -39,7 +39,8 @@ def describe_row(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
 def describe_passes(trainer: Trainer) -> str:
     """How a step's rows go through the base."""
     if can_pack(trainer.base.model):
-        return f"rows of a step are packed into passes of at most {trainer.max_tokens:,} tokens"
+        line = f"rows of a step are packed into passes of at most {trainer.max_tokens:,} tokens"
+        return "\n".join(filter(None, [line, attention_note(trainer.base.model)]))
     name, size = type(trainer.base.model).__name__, trainer.config.per_device_train_batch_size
     return f"note: {name} cannot take packed rows, so they run as padded batches of {size}: the same result, slower"
 

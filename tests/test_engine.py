@@ -7,6 +7,7 @@ of 6e-8 times the depth of the sums.
 """
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from families import CONFIGS, HIDDEN_SIZE, VOCAB_SIZE, make_family
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, attention
 from softprompt.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.engine import THROUGH_INTERFACE, can_pack, pack_hidden_states, pack_loss
+from softprompt.engine import THROUGH_INTERFACE, attention_note, can_pack, pack_hidden_states, pack_loss
 from softprompt.packing import pack_rows
 from softprompt.passes import pass_losses
 
@@ -182,3 +183,13 @@ def test_nothing_of_the_model_is_changed():
     assert model.config._attn_implementation == before[0]
     assert all(torch.equal(p, before[1][name]) and p.grad is None for name, p in model.named_parameters())
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_kernel_that_is_not_used_is_told(monkeypatch):
+    model = make_family("llama")
+    assert attention_note(model) is None  # on the CPU nothing else was meant
+    asked = []
+    monkeypatch.setattr("softprompt.flex_attention.problem", lambda *heads: asked.append(heads) or "no Triton")
+    card = SimpleNamespace(config=model.config, dtype=torch.bfloat16, device=torch.device("cuda:0"))
+    assert attention_note(card) == "note: rows attend one by one, since FlexAttention does not work here (no Triton)"
+    assert asked == [(torch.device("cuda:0"), torch.bfloat16, 4, 2, 8)]

@@ -29,6 +29,7 @@ ORDER = [
     "initialise",
     "attention",
     "flex_attention",
+    "interface",
     "bloom",
     "engine",
     "cache",

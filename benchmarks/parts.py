@@ -1,0 +1,160 @@
+"""Where a packed step's time goes: the step as it is, and again with one part after another taken out.
+
+usage: python benchmarks/parts.py [--shape bloom-389m-zh] [--precision bf16] [--virtual-tokens 12] [--rows 48]
+
+A part's cost is what the step saves without it, so data that no longer pass through the cache count too. The parts are
+swapped for the cheapest thing of the same shape, in turns, and the best of the rounds is shown; below stand single
+operations alone, in a loop whose data stay in the cache. BLOOM shapes only.
+"""
+
+import argparse
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from flops import least_flops, measured_peak, model_size
+from rows import choose_rows, encoded
+from shapes import DEFAULT_CACHE, DTYPES, SHAPES, make_checkpoint
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from softprompt import bloom, engine
+from softprompt.command import quiet_libraries
+from softprompt.packing import Pack, cut_passes, pack_rows
+
+ROWS_PER_STEP = 8
+
+
+class NoAttention(torch.autograd.Function):
+    """Hands the queries on."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return query.transpose(0, 1).contiguous()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        grad = grad.transpose(0, 1)
+        return grad, grad, grad
+
+
+PARTS = {
+    "attention": (engine, "_attend", lambda layout, query, key, value, rules: NoAttention.apply(query, key, value)),
+    "head and loss": (engine, "head_cross_entropy", lambda hidden, head, targets: hidden.float().square().sum()),
+    "GELU (a ReLU instead)": (bloom, "gelu", lambda x, bias: F.relu(x)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=[name for name in SHAPES if "llama" not in name], default="bloom-389m-zh")
+    parser.add_argument("--precision", choices=list(DTYPES), default="bf16", help="default: %(default)s")
+    parser.add_argument("--virtual-tokens", type=int, default=12, metavar="P", help="default: %(default)s")
+    parser.add_argument("--rows", type=int, default=48, help="a multiple of 8 (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--data", help="rows as for train.py --data (default: generated, as long as Alpaca's)")
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="default: %(default)s")
+    options = parser.parse_args()
+    quiet_libraries()
+    in_place(options)
+    alone(DTYPES[options.precision])
+
+
+def in_place(options: argparse.Namespace) -> None:
+    """Print seconds per step, whole and without each part."""
+    rows, all_rows = choose_rows(options.data, options.rows)
+    folder = make_checkpoint(options.shape, SHAPES[options.shape], options.precision, all_rows, options.cache)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[options.precision]).eval().requires_grad_(False)
+    prompt = torch.randn(options.virtual_tokens, model.config.hidden_size, requires_grad=True)
+    ids = encoded(rows, AutoTokenizer.from_pretrained(folder))
+    steps = [ids[start : start + ROWS_PER_STEP] for start in range(0, len(ids), ROWS_PER_STEP)]
+    packs = [as_pack(step, options.virtual_tokens) for step in steps]
+    best = {name: float("inf") for name in ("whole", *PARTS, "all three")}
+    for _ in range(options.rounds):
+        for name in best:
+            with without(*(PARTS if name == "all three" else [name] if name in PARTS else [])):
+                best[name] = min(best[name], seconds(lambda: train(model, prompt, packs)) / len(packs))
+    least = least_flops(model_size(SHAPES[options.shape]), ids, options.virtual_tokens, len(packs)) / len(packs)
+    peak = measured_peak(options.precision, "cpu")
+    print(f"{options.shape}, {options.precision}, P={options.virtual_tokens}, {torch.get_num_threads()} threads,")
+    print(f"{sum(len(pack.position_ids) for pack in packs) / len(packs):.0f} tokens in the passes of a step\n")
+    print(f"{'a step':32}{best['whole']:8.3f} s")
+    for name in list(best)[1:]:
+        print(f"{'  without ' + name:32}{best[name]:8.3f} s   saves {best['whole'] - best[name]:.3f}")
+    print(f"{'  its least FLOPs at the peak':32}{least / peak:8.3f} s   ({peak / 1e12:.2f} TFLOP/s)\n")
+
+
+def as_pack(step: list, virtual_tokens: int) -> Pack:
+    """All rows of a step in one pass."""
+    (members,) = cut_passes(step, num_virtual_tokens=virtual_tokens, max_tokens=1 << 30)
+    return pack_rows(members, num_virtual_tokens=virtual_tokens)
+
+
+@contextlib.contextmanager
+def without(*names: str) -> Iterator[None]:
+    """In this block, these parts of the engine are swapped."""
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(mock.patch.object(*PARTS[name]))
+        yield
+
+
+def train(model: torch.nn.Module, prompt: Tensor, packs: list[Pack]) -> None:
+    for pack in packs:
+        engine.pack_loss(model, prompt, pack).backward()
+
+
+def alone(dtype: torch.dtype) -> None:
+    """Print milliseconds of single operations, forward and backward, by the way they are done."""
+    print("alone, milliseconds forward and backward")
+    for name, ways in operations(dtype):
+        figures = [f"{way} {1e3 * min(seconds(call) for _ in range(15)):.2f}" for way, call in ways.items()]
+        print(f"  {name}: {', '.join(figures)}")
+
+
+def operations(dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
+    """Two operations that the engine does in its own way."""
+    x = torch.randn(744, 4096).to(dtype).requires_grad_()
+    bias, grad = torch.zeros(4096, dtype=dtype), torch.ones(744, 4096, dtype=dtype)
+    yield (
+        "GELU of 744 x 4,096",
+        {
+            "torch": lambda: torch.autograd.grad(F.gelu(x + bias, approximate="tanh"), x, grad),
+            "bloom.py": lambda: torch.autograd.grad(bloom.gelu(x, bias), x, grad),
+        },
+    )
+    parts = [torch.randn(16, 124, 64).to(dtype).requires_grad_() for _ in range(3)]
+    mask = torch.zeros(16, 124, 124, dtype=dtype).masked_fill(torch.ones(124, 124).triu(1).bool(), float("-inf"))
+    layout, rules = engine.Layout([124], torch.arange(124)), engine.Rules(0.125, slopes=torch.ones(16))
+    ones = torch.ones(124, 16, 64, dtype=dtype)
+
+    def by_autograd() -> Tensor:
+        query, key, value = parts
+        weights = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=0.125).softmax(-1)
+        return torch.bmm(weights, value).transpose(0, 1)
+
+    def by_kernel() -> Tensor:
+        return F.scaled_dot_product_attention(*(part[None] for part in parts), attn_mask=mask[None])[0].transpose(0, 1)
+
+    yield (
+        "attention of one row of 124 places, 16 heads",
+        {
+            "scaled_dot_product_attention": lambda: torch.autograd.grad(by_kernel(), parts, ones),
+            "autograd over products": lambda: torch.autograd.grad(by_autograd(), parts, ones),
+            "attention.py": lambda: torch.autograd.grad(engine.attend(*parts, layout, rules), parts, ones),
+        },
+    )
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
