@@ -15,10 +15,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from softprompt.cache import Cache
 from softprompt.decoding import can_decode, decode, prompt_cache, text_lengths
 from softprompt.encoding import IGNORE_INDEX
-from softprompt.engine import pack_loss
 from softprompt.errors import UserError
 from softprompt.loss import summed_cross_entropy
-from softprompt.packing import Pack
 from softprompt.prompt import SoftPromptEmbedding
 
 
@@ -83,10 +81,6 @@ class SoftPromptModel(nn.Module):
         targets = _next_labels(self._extend(labels, IGNORE_INDEX), order)  # [B, P + T]
         places = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
         return summed_cross_entropy(self._base_logits(embeds, mask, places), targets[:, places])
-
-    def packed_loss(self, pack: Pack, *, recompute: bool = False) -> Tensor:
-        """The same sum over a pack's rows (`engine.pack_loss`), for bases that `engine.can_pack`."""
-        return pack_loss(self.base_model, self.soft_prompt.weight, pack, recompute=recompute)
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **generation_kwargs) -> Tensor:

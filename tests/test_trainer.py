@@ -14,6 +14,7 @@ from softprompt.data import load_splits
 from softprompt.encoding import encode_rows
 from softprompt.evaluation import mean_loss
 from softprompt.passes import tokens_that_fit
+from softprompt.report import describe_passes
 from softprompt.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.trainer import RELATIVE_RATE, Trainer
 
@@ -209,3 +210,11 @@ def test_what_fits_follows_the_memory_that_is_free(monkeypatch):
     for free, tokens in ((0, 256), (2**40, 4096), (2 * 1000 * 2 * HIDDEN_SIZE * 32 * 4, 1000)):
         monkeypatch.setattr("softprompt.passes._free_memory", lambda free=free: free)
         assert tokens_that_fit(base) == tokens
+
+
+def test_a_run_says_how_its_rows_go_through_the_base(model_folder, rows_file, tmp_path, monkeypatch):
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "run", max_tokens_per_pass="60")
+    assert describe_passes(trainer) == "rows of a step are packed into passes of at most 60 tokens"
+    monkeypatch.setattr("softprompt.report.can_pack", lambda base_model: False)
+    line = "note: BloomForCausalLM cannot take packed rows, so they run as padded batches of 1: the same result, slower"
+    assert describe_passes(trainer) == line
