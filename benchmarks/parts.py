@@ -129,7 +129,7 @@ def operations(dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[],
     )
     parts = [torch.randn(16, 124, 64).to(dtype).requires_grad_() for _ in range(3)]
     mask = torch.zeros(16, 124, 124, dtype=dtype).masked_fill(torch.ones(124, 124).triu(1).bool(), float("-inf"))
-    layout, rules = engine.Layout([124], torch.arange(124)), engine.Rules(0.125, slopes=torch.ones(16))
+    layout, rules = engine.Layout([12, 124], torch.arange(124)), engine.Rules(0.125, slopes=torch.ones(16))
     ones = torch.ones(124, 16, 64, dtype=dtype)
 
     def by_autograd() -> Tensor:

@@ -177,6 +177,10 @@ def plot(curves: Sequence[Curve], path: str) -> None:
         linear = [curve.seconds[-1] * value / curve.values[-1] for value in curve.values]
         panel.loglog(curve.values, curve.seconds, "o-", label="measured")
         panel.loglog(curve.values, linear, ":", color="gray", label="linear")
+        panel.set_xticks(
+            [curve.values[0], curve.values[-1]], labels=[f"{n:,}" for n in (curve.values[0], curve.values[-1])]
+        )
+        panel.xaxis.minorticks_off()
         panel.set(xlabel=curve.quantity, title=f"exponent {curve.exponent:.2f}")
         panel.set_ylim(bottom=min(curve.seconds) / 2)
     panels[0].set_ylabel("seconds a step")
