@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -127,24 +128,32 @@ def operations(dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[],
             "bloom.py": lambda: torch.autograd.grad(bloom.gelu(x, bias), x, grad),
         },
     )
-    parts = [torch.randn(16, 124, 64).to(dtype).requires_grad_() for _ in range(3)]
-    mask = torch.zeros(16, 124, 124, dtype=dtype).masked_fill(torch.ones(124, 124).triu(1).bool(), float("-inf"))
-    layout, rules = engine.Layout([12, 124], torch.arange(124)), engine.Rules(0.125, slopes=torch.ones(16))
-    ones = torch.ones(124, 16, 64, dtype=dtype)
+    bounds = [12, 252, 402, 512, 602, 672, 732, 762, 782]  # eight rows of 240 to 20 places behind 12 shared ones
+    lengths = [end - start for start, end in pairwise(bounds)]
+    positions = [*range(12), *(place for length in lengths for place in range(12, 12 + length))]
+    layout, rules = engine.Layout(bounds, torch.tensor(positions)), engine.Rules(0.125, slopes=torch.ones(16))
+    parts = [torch.randn(16, bounds[-1], 64).to(dtype).requires_grad_() for _ in range(3)]
+    ones = torch.ones(bounds[-1], 16, 64, dtype=dtype)
 
-    def by_autograd() -> Tensor:
+    def by_autograd(one: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         query, key, value = parts
-        weights = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=0.125).softmax(-1)
-        return torch.bmm(weights, value).transpose(0, 1)
+        outputs = []
+        for start, end in layout.tiles:
+            bias = layout.bias(start, end, rules, dtype, 16, 16)
+            outputs.append(one(query[:, start:end], layout.seen(key, start, end), layout.seen(value, start, end), bias))
+        return torch.cat(outputs, dim=1).transpose(0, 1)
 
-    def by_kernel() -> Tensor:
-        return F.scaled_dot_product_attention(*(part[None] for part in parts), attn_mask=mask[None])[0].transpose(0, 1)
+    def kernel(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=bias[None])[0]
+
+    def products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        return torch.bmm(torch.baddbmm(bias, query, key.transpose(1, 2), alpha=rules.scale).softmax(-1), value)
 
     yield (
-        "attention of one row of 124 places, 16 heads",
+        "attention of a pack of eight rows, 16 heads",
         {
-            "scaled_dot_product_attention": lambda: torch.autograd.grad(by_kernel(), parts, ones),
-            "autograd over products": lambda: torch.autograd.grad(by_autograd(), parts, ones),
+            "scaled_dot_product_attention": lambda: torch.autograd.grad(by_autograd(kernel), parts, ones),
+            "autograd over products": lambda: torch.autograd.grad(by_autograd(products), parts, ones),
             "attention.py": lambda: torch.autograd.grad(engine.attend(*parts, layout, rules), parts, ones),
         },
     )

@@ -19,6 +19,7 @@ from home import ROOT
 
 BARE = """
 import torch, transformers
+transformers.logging.disable_progress_bar()
 folder = "softprompt/assets/bloom-small"
 transformers.AutoTokenizer.from_pretrained(folder)
 transformers.AutoModelForCausalLM.from_pretrained(folder)
