@@ -21,6 +21,9 @@ from softprompt.fingerprint import Fingerprint, describe_difference, fingerprint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+# Narrower bases are faster in fp32 on a CPU, whose bf16 kernels are made anew for every shape that a step brings: a
+# whole default run on the shipped base, 192 wide, took 8.6 s in fp32 and 13.8 in bf16
+BF16_HIDDEN_SIZE = 512
 PROBE = "Human: 1 + 2 = 3？\n你好, tokenizer! été\n\nAssistant: "
 
 
@@ -80,7 +83,7 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fingerprint")
     pending = pool.submit(fingerprint, folder)
     pool.shutdown(wait=False)
-    precision = resolve_precision(precision, device)
+    precision = resolve_precision(precision, device, config.get_text_config().hidden_size)
     tokenizer = _load_tokenizer(folder, name)
     model = _load_model(folder, config, DTYPES[precision], name).to(device)
     return Base(model, tokenizer, name, revision, precision, device, notes, pending)
@@ -105,13 +108,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 where the hardware computes in it, fp16 on older CUDA cards, else fp32."""
+def resolve_precision(precision: str, device: torch.device, hidden_size: int) -> str:
+    """`auto` is bf16 where the hardware computes in it and it pays, fp16 on older CUDA cards, else fp32."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_has_bf16() else "fp32"
+    return "bf16" if cpu_has_bf16() and hidden_size >= BF16_HIDDEN_SIZE else "fp32"
 
 
 def cpu_has_bf16() -> bool:
