@@ -8,7 +8,7 @@ from conftest import HIDDEN_SIZE, make_model, make_tokenizer
 from transformers import get_scheduler
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError, load_prompt
-from softprompt.base import load_base
+from softprompt.base import load_base, resolve_precision
 from softprompt.config import TrainConfig
 from softprompt.data import load_splits
 from softprompt.encoding import encode_rows
@@ -218,3 +218,12 @@ def test_a_run_says_how_its_rows_go_through_the_base(model_folder, rows_file, tm
     monkeypatch.setattr("softprompt.report.can_pack", lambda base_model: False)
     line = "note: BloomForCausalLM cannot take packed rows, so they run as padded batches of 1: the same result, slower"
     assert describe_passes(trainer) == line
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "hidden_size", "chosen"), [(True, 512, "bf16"), (True, 192, "fp32"), (False, 4096, "fp32")]
+)
+def test_auto_holds_wide_bases_in_bf16_where_the_cpu_multiplies_it(monkeypatch, has_bf16, hidden_size, chosen):
+    monkeypatch.setattr("softprompt.base.cpu_has_bf16", lambda: has_bf16)
+    assert resolve_precision("auto", CPU, hidden_size) == chosen
+    assert resolve_precision("fp16", CPU, hidden_size) == "fp16"
