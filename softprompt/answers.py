@@ -18,11 +18,12 @@ from softprompt.answer_file import AnswerFile, answers_path, partial_path, read_
 from softprompt.base import Base, context_limit, require_known_ids, require_room
 from softprompt.checkpoint import check_same_recipe
 from softprompt.command import is_out_of_memory
-from softprompt.config import GenerateConfig, flag
+from softprompt.config import GenerateConfig
 from softprompt.encoding import Row, encode_text, format_question
 from softprompt.errors import Interrupted, UserError
 from softprompt.generation import draw_seed, generate_batch, new_token_budget, text_of
 from softprompt.model import SoftPromptModel
+from softprompt.options import flag
 
 # options that decide the answers; how many rows share a batch may change when a run goes on
 RECIPE = (

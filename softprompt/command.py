@@ -12,8 +12,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-from softprompt.config import flag
 from softprompt.errors import Interrupted, UserError
+from softprompt.options import flag
 
 Config = TypeVar("Config")
 
@@ -30,7 +30,8 @@ def parse(config_class: type[Config], argv: Sequence[str] | None, *, prog: str, 
         _add_flag(parser, field, _plain_type(hints[field.name]))
     argv = sys.argv[1:] if argv is None else argv
     dashed = [re.sub(r"^--[\w-]+(?==|$)", lambda name: name[0].replace("_", "-"), word) for word in argv]
-    return config_class(**vars(parser.parse_args(dashed)))
+    values = vars(parser.parse_args(dashed))
+    return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def run(main: Callable[[], None], *, prog: str) -> int:
@@ -99,6 +100,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: t
         parser.add_argument(
             flag(field.name),
             type=kind,
+            nargs="+" if isinstance(field.default, tuple) else None,
             default=field.default,
             choices=field.metadata["choices"],
             metavar=None if field.metadata["choices"] else kind.__name__.upper(),
@@ -107,7 +109,9 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, kind: t
 
 
 def _plain_type(hint: object) -> type:
-    """`int` for both `int` and `int | None`."""
+    """`int` for `int`, `int | None` and `tuple[int, ...]`."""
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0]
     if isinstance(hint, types.UnionType):
         return next(kind for kind in typing.get_args(hint) if kind is not type(None))
     return hint

@@ -1,27 +1,15 @@
 """Every option once: name, type, default, help and validation. `command.py` builds the command line from these."""
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from softprompt.errors import UserError
+from softprompt.options import expand_home, is_unicode, option, require
 
 DEFAULT_MODEL = "builtin:bloom-small@1"
 DEFAULT_DATA = "builtin:polite"
 DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-
-def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that is also a command-line flag."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
-
-
-def flag(name: str) -> str:
-    """The command-line spelling of an option: `max_length` -> `--max-length`."""
-    return "--" + name.replace("_", "-")
 
 
 @dataclass(kw_only=True)
@@ -72,28 +60,28 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("prompt_file", "run_dir", "init_from"):
-            _expand_home(self, name)
-        _require(self.virtual_tokens is None or self.virtual_tokens >= 1, self, "virtual_tokens", "must be at least 1")
+            expand_home(self, name)
+        require(self.virtual_tokens is None or self.virtual_tokens >= 1, self, "virtual_tokens", "must be at least 1")
         limit = self.max_tokens_per_pass
         whole = limit.isascii() and limit.isdecimal() and int(limit) >= 1
-        _require(limit == "auto" or whole, self, "max_tokens_per_pass", "must be auto or at least 1")
+        require(limit == "auto" or whole, self, "max_tokens_per_pass", "must be auto or at least 1")
         for name in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
-            _require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        _require(self.save_steps >= 1, self, "save_steps", "must be at least 1")
-        _require(self.eval_steps is None or self.eval_steps >= 1, self, "eval_steps", "must be at least 1")
-        _require(0 < self.num_train_epochs < float("inf"), self, "num_train_epochs", "must be above 0")
-        _require(self.max_steps == -1 or self.max_steps >= 1, self, "max_steps", "must be -1 or at least 1")
+            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        require(self.save_steps >= 1, self, "save_steps", "must be at least 1")
+        require(self.eval_steps is None or self.eval_steps >= 1, self, "eval_steps", "must be at least 1")
+        require(0 < self.num_train_epochs < float("inf"), self, "num_train_epochs", "must be above 0")
+        require(self.max_steps == -1 or self.max_steps >= 1, self, "max_steps", "must be -1 or at least 1")
         rate = self.learning_rate
-        _require(rate is None or 0 < rate < float("inf"), self, "learning_rate", "must be above 0")
+        require(rate is None or 0 < rate < float("inf"), self, "learning_rate", "must be above 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
-            _require(0 <= getattr(self, name) < float("inf"), self, name, "must be 0 or above")
+            require(0 <= getattr(self, name) < float("inf"), self, name, "must be 0 or above")
         share = self.eval_fraction
-        _require(share is None or 0 <= share < 1, self, "eval_fraction", "must be at least 0 and below 1")
-        _require(share is None or self.eval_data is None, self, "eval_fraction", "give it or --eval-data, not both")
-        _require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
-        _require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
-        _require(_is_unicode(self.init_text), self, "init_text", "is not UTF-8 text")
-        _require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
+        require(share is None or 0 <= share < 1, self, "eval_fraction", "must be at least 0 and below 1")
+        require(share is None or self.eval_data is None, self, "eval_fraction", "give it or --eval-data, not both")
+        require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
+        require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
+        require(is_unicode(self.init_text), self, "init_text", "is not UTF-8 text")
+        require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
 
     @property
     def rows_per_step(self) -> int:
@@ -141,50 +129,90 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         for name in ("prompt_file", "output_file"):
-            _expand_home(self, name)
+            expand_home(self, name)
         self._check_instructions()
         for name in ("instruction", "input"):
-            _require(_is_unicode(getattr(self, name)), self, name, "is not UTF-8 text")
+            require(is_unicode(getattr(self, name)), self, name, "is not UTF-8 text")
         for name in ("per_device_eval_batch_size", "max_length", "num_return_sequences"):
-            _require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        _require(self.max_new_tokens is None or self.max_new_tokens >= 1, self, "max_new_tokens", "must be at least 1")
-        _require(self.top_k >= 0, self, "top_k", "must be 0 or above")
-        _require(0 < self.top_p <= 1, self, "top_p", "must be above 0 and at most 1")
+            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        require(self.max_new_tokens is None or self.max_new_tokens >= 1, self, "max_new_tokens", "must be at least 1")
+        require(self.top_k >= 0, self, "top_k", "must be 0 or above")
+        require(0 < self.top_p <= 1, self, "top_p", "must be above 0 and at most 1")
         for name in ("temperature", "repetition_penalty"):
             # smaller ones overflow the logits
-            _require(0.001 <= getattr(self, name) < float("inf"), self, name, "must be at least 0.001")
+            require(0.001 <= getattr(self, name) < float("inf"), self, name, "must be at least 0.001")
         several = self.num_return_sequences > 1 and not self.do_sample
-        _require(not several, self, "num_return_sequences", "needs --do-sample: without it all answers are the same")
-        _require(self.seed is None or 0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
+        require(not several, self, "num_return_sequences", "needs --do-sample: without it all answers are the same")
+        require(self.seed is None or 0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
 
     def _check_instructions(self) -> None:
         """What goes with `--instructions`, what only with it, and what with one question only."""
         if self.instructions is None:
             for name in ("output_file", "resume", "overwrite"):
-                _require(getattr(self, name) in (None, False), self, name, "needs --instructions")
+                require(getattr(self, name) in (None, False), self, name, "needs --instructions")
             return
-        _require(self.instructions.strip() != "", self, "instructions", "must name a file, a folder or a hub id")
-        _require(self.instruction is None, self, "instructions", "give it or --instruction, not both")
-        _require(self.input == "", self, "instructions", "give it or --input, not both")
-        _require(not self.compare, self, "instructions", "give it or --compare, not both")
-        _require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
-        _require(self.output_file != "-", self, "output_file", "the answers need a file, from which --resume can go on")
+        require(self.instructions.strip() != "", self, "instructions", "must name a file, a folder or a hub id")
+        require(self.instruction is None, self, "instructions", "give it or --instruction, not both")
+        require(self.input == "", self, "instructions", "give it or --input, not both")
+        require(not self.compare, self, "instructions", "give it or --compare, not both")
+        require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
+        require(self.output_file != "-", self, "output_file", "the answers need a file, from which --resume can go on")
         named = self.output_file is None or Path(self.output_file).name != ""
-        _require(named, self, "output_file", "must name a file")
+        require(named, self, "output_file", "must name a file")
 
 
-def _is_unicode(text: str | None) -> bool:
-    """Whether `text` came as UTF-8; Python keeps other bytes of a command line as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in text or "")
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Options of `python -m softprompt evaluate`."""
+
+    prompt_file: tuple[str, ...] = option(("prompt.safetensors",), "one or more prompt files of the same base")
+    data: str = option(DEFAULT_DATA, "rows to score: a JSON, JSONL, CSV or Parquet file, a folder, or a hub id")
+    split: str | None = option(None, "split of --data (default: test, else validation, else the only one)")
+    max_rows: int | None = option(None, "score only the first so many rows (default: all)")
+    model: str | None = option(None, "base to run them on (default: the base that the first prompt file names)")
+    allow_other_base: bool = option(False, "accept prompts that were trained on another base")
+    max_length: int = option(256, "cut rows to this many text tokens (virtual tokens not counted)")
+    choices: tuple[str, ...] = option((), "labels of a classification: score each by its probability (default: none)")
+    eval_generate: int = option(200, "answer this many of the rows greedily, for exact match; 0: none")
+    max_new_tokens: int = option(128, "most tokens of such an answer")
+    per_device_eval_batch_size: int = option(8, "rows that are answered together")
+    bootstrap_samples: int = option(1000, "resamples of the rows behind every 95 % interval")
+    output_file: str | None = option(None, "also write the table and every answer there, as JSON (default: nowhere)")
+    seed: int = option(42, "seed of the resampling")
+    precision: str = option("auto", "arithmetic of the base", choices=PRECISIONS)
+    device: str = option("auto", "cpu, cuda, cuda:N or auto")
+    overwrite: bool = option(False, "replace an existing output file")
+
+    def __post_init__(self) -> None:
+        self.prompt_file = tuple(os.path.expanduser(name) for name in self.prompt_file)
+        expand_home(self, "output_file")
+        for name in ("max_length", "max_new_tokens", "per_device_eval_batch_size", "bootstrap_samples"):
+            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        require(self.max_rows is None or self.max_rows >= 1, self, "max_rows", "must be at least 1")
+        require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")
+        require(len(self.choices) != 1, self, "choices", "give at least two labels")
+        require(all(label.strip() for label in self.choices), self, "choices", "a label must not be blank")
+        require(len(set(self.choices)) == len(self.choices), self, "choices", "a label is given twice")
+        require(all(map(is_unicode, self.choices)), self, "choices", "is not UTF-8 text")
+        named = self.output_file is None or Path(self.output_file).name != ""
+        require(named, self, "output_file", "must name a file")
+        require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
 
 
-def _expand_home(config: object, name: str) -> None:
-    """Replace a leading `~`, which shells leave alone in `--flag=~/file`."""
-    if getattr(config, name) is not None:
-        setattr(config, name, os.path.expanduser(getattr(config, name)))
+@dataclass(kw_only=True)
+class InspectConfig:
+    """Options of `python -m softprompt inspect`, which takes the prompt file as its one word."""
 
+    prompt_file: str = option("prompt.safetensors", "the prompt to look at")
+    model: str | None = option(None, "base to compare it with (default: the base that the prompt file names)")
+    allow_other_base: bool = option(False, "compare with a base that the prompt was not trained on")
+    num_nearest: int = option(3, "nearest vocabulary tokens shown for each virtual token")
+    run_dir: str | None = option(None, "run folder with the loss curve (default: NAME.run beside NAME.safetensors)")
+    plot: str | None = option(None, "draw the loss curve to this PNG file (default: in the terminal)")
+    overwrite: bool = option(False, "replace an existing plot")
 
-def _require(condition: bool, config: object, name: str, message: str) -> None:
-    """Raise `UserError` with the flag, the value received and what is allowed."""
-    if not condition:
-        raise UserError(f"{flag(name)} {getattr(config, name)}: {message}")
+    def __post_init__(self) -> None:
+        for name in ("prompt_file", "run_dir", "plot"):
+            expand_home(self, name)
+        require(self.num_nearest >= 1, self, "num_nearest", "must be at least 1")
+        require(self.plot is None or self.plot.lower().endswith(".png"), self, "plot", "must name a .png file")

@@ -27,13 +27,14 @@ from softprompt.checkpoint import (
     open_run_folder,
     save_checkpoint,
 )
-from softprompt.config import TrainConfig, flag
+from softprompt.config import TrainConfig
 from softprompt.encoding import EncodedRow
 from softprompt.engine import recomputable_layers
 from softprompt.errors import Interrupted, UserError
 from softprompt.evaluation import mean_loss
 from softprompt.files import write_atomic
 from softprompt.model import SoftPromptModel
+from softprompt.options import flag
 from softprompt.passes import pass_losses, tokens_that_fit
 from softprompt.progress import Progress
 from softprompt.prompt import rms

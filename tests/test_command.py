@@ -12,8 +12,9 @@ import pytest
 from commands import ROOT, main_of, run_python
 
 from softprompt import command
-from softprompt.config import GenerateConfig, TrainConfig, flag
+from softprompt.config import GenerateConfig, TrainConfig
 from softprompt.errors import Interrupted, UserError
+from softprompt.options import flag
 
 CONFIGS = {"train": TrainConfig, "generate": GenerateConfig}
 # a change here is a decision: other people's scripts use these names

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "softprompt"
 # a module imports only from modules to its left
 ORDER = [
     "errors",
+    "options",
     "config",
     "command",
     "files",
