@@ -22,7 +22,7 @@ from softprompt.prompt_file import PromptFile, load_prompt
 PROMPT_NAME = "prompt.safetensors"
 STATE_NAME = "state.pt"
 METRICS_NAME = "metrics.jsonl"
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """From a config dataclass to a command line, and from exceptions to exit statuses."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
@@ -9,7 +10,7 @@ import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
 from softprompt.errors import Interrupted, UserError
@@ -53,6 +54,18 @@ def run(main: Callable[[], None], *, prog: str) -> int:
         if isinstance(error, RuntimeError):
             raise
         return _say(prog, f"error: {_one_line(error)}", 2)
+
+
+@contextlib.contextmanager
+def deferred_signals(note: Callable[[int], None]) -> Iterator[None]:
+    """Within the block, SIGINT and SIGTERM only call `note` with their number."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {signum: signal.signal(signum, lambda number, frame: note(number)) for signum in signals}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

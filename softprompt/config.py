@@ -9,6 +9,7 @@ from softprompt.options import expand_home, is_unicode, option, require
 DEFAULT_MODEL = "builtin:bloom-small@1"
 DEFAULT_DATA = "builtin:polite"
 DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
+INITS = ("text", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -23,7 +24,7 @@ class TrainConfig:
         None, "checkpoints and metrics (default: NAME.run beside a prompt file NAME.safetensors)"
     )
     virtual_tokens: int | None = option(None, "number of virtual tokens P (default: token count of the init text)")
-    init: str = option("text", "what the prompt starts from", choices=("text", "vocab", "random"))
+    init: str = option("text", "what the prompt starts from", choices=INITS)
     init_text: str = option(DEFAULT_INIT_TEXT, "text whose embeddings start the prompt with --init text")
     init_from: str | None = option(None, "start from this prompt file instead of --init")
     allow_other_base: bool = option(False, "accept an --init-from prompt that was trained on another base")
@@ -44,12 +45,21 @@ class TrainConfig:
     max_grad_norm: float = option(1.0, "clip the prompt's gradient to this norm; 0: no clipping")
     logging_steps: int = option(10, "log every so many steps")
     save_steps: int = option(100, "save a checkpoint every so many steps")
-    eval_steps: int | None = option(None, "held-out loss every so many steps (default: before and after the run)")
+    eval_steps: int | None = option(None, "held-out loss every so many steps (default: ten times in the run)")
     eval_data: str | None = option(
         None, "held-out rows: like --data (default: the data's own validation or test split)"
     )
     eval_fraction: float | None = option(
-        None, "share of the rows to hold out when there is no held-out split (default: 0.02, at most 200 rows)"
+        None,
+        "share of the rows to hold out when there is no held-out split (default: 0.1, at most 200 rows, from 80 on)",
+    )
+    test_data: str | None = option(
+        None, "rows for one last figure that chose nothing (default: the data's test split beside a validation split)"
+    )
+    eval_generate: int = option(0, "answer so many of these, or else of the held-out rows, and compare the texts")
+    save_last: bool = option(False, "keep the last prompt instead of the one with the lowest held-out loss")
+    early_stopping_patience: int | None = option(
+        None, "stop after so many evaluations without a lower held-out loss (default: never)"
     )
     precision: str = option("auto", "arithmetic of the frozen base; the prompt stays fp32", choices=PRECISIONS)
     gradient_checkpointing: bool = option(False, "recompute layers in the backward pass: less memory, slower")
@@ -68,7 +78,9 @@ class TrainConfig:
         for name in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             require(getattr(self, name) >= 1, self, name, "must be at least 1")
         require(self.save_steps >= 1, self, "save_steps", "must be at least 1")
-        require(self.eval_steps is None or self.eval_steps >= 1, self, "eval_steps", "must be at least 1")
+        for name in ("eval_steps", "early_stopping_patience"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "must be at least 1")
+        require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")
         require(0 < self.num_train_epochs < float("inf"), self, "num_train_epochs", "must be above 0")
         require(self.max_steps == -1 or self.max_steps >= 1, self, "max_steps", "must be -1 or at least 1")
         rate = self.learning_rate
@@ -159,6 +171,67 @@ class GenerateConfig:
         require(self.output_file != "-", self, "output_file", "the answers need a file, from which --resume can go on")
         named = self.output_file is None or Path(self.output_file).name != ""
         require(named, self, "output_file", "must name a file")
+
+
+@dataclass(kw_only=True)
+class SweepConfig:
+    """Options of `python -m softprompt sweep`; the rest of a run is as `train.py` does it by default."""
+
+    model: str = option(DEFAULT_MODEL, "frozen base: a folder, a hub id or the BLOOM that ships with softprompt")
+    data: str = option(DEFAULT_DATA, "rows to train on: a JSON, JSONL, CSV or Parquet file, a folder, or a hub id")
+    prompt_file: str = option("prompt.safetensors", "where the best prompt is written")
+    sweep_dir: str | None = option(
+        None, "every trial's run folder and prompt (default: NAME.sweep beside a prompt file NAME.safetensors)"
+    )
+    virtual_tokens: tuple[int, ...] = option((4, 12, 32), "numbers of virtual tokens to try")
+    relative_rates: tuple[float, ...] = option((0.1, 0.3, 1.0), "learning rates to try, times the prompt's RMS")
+    init: tuple[str, ...] = option(("text", "vocab"), "starts to try", choices=INITS)
+    init_text: str = option(DEFAULT_INIT_TEXT, "text whose embeddings start the prompt with --init text")
+    max_trials: int = option(12, "try a seeded choice of so many combinations")
+    max_steps: int = option(200, "optimizer steps of the last round; the rounds before it take a half, a quarter, ...")
+    max_length: int = option(256, "cut rows to this many text tokens (virtual tokens not counted)")
+    per_device_train_batch_size: int = option(1, "times --gradient-accumulation-steps: the rows of a step")
+    gradient_accumulation_steps: int = option(8, "times --per-device-train-batch-size: the rows of a step")
+    eval_data: str | None = option(
+        None, "held-out rows, which choose: like --data (default: the data's own validation or test split)"
+    )
+    eval_fraction: float | None = option(
+        None,
+        "share of the rows to hold out when there is no held-out split (default: 0.1, at most 200 rows, from 80 on)",
+    )
+    test_data: str | None = option(
+        None, "rows for one last figure that chose nothing (default: the data's test split beside a validation split)"
+    )
+    precision: str = option("auto", "arithmetic of the frozen base; the prompt stays fp32", choices=PRECISIONS)
+    seed: int = option(42, "seed of the choice of trials and of every run")
+    device: str = option("auto", "cpu, cuda, cuda:N or auto")
+    resume: bool = option(False, "go on with a sweep that was stopped: trials that ended are not run again")
+    overwrite: bool = option(False, "replace an existing prompt file and sweep folder")
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_file", "sweep_dir"):
+            expand_home(self, name)
+        require(min(self.virtual_tokens) >= 1, self, "virtual_tokens", "must be at least 1")
+        usable = all(0 < rate < float("inf") for rate in self.relative_rates)
+        require(usable, self, "relative_rates", "must be above 0")
+        for name in ("max_trials", "max_steps", "max_length"):
+            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        share = self.eval_fraction
+        require(share is None or 0 < share < 1, self, "eval_fraction", "must be above 0 and below 1")
+        require(share is None or self.eval_data is None, self, "eval_fraction", "give it or --eval-data, not both")
+        require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
+        require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
+        require(is_unicode(self.init_text), self, "init_text", "is not UTF-8 text")
+        require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
+
+    @property
+    def sweep_folder(self) -> Path:
+        """Where trials go: `a/p.sweep` for `a/p.safetensors` unless given."""
+        prompt_file = Path(self.prompt_file)
+        stem = prompt_file.name.removesuffix(".safetensors")
+        return Path(self.sweep_dir) if self.sweep_dir else prompt_file.with_name(f"{stem}.sweep")
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ import functools
 import glob
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,36 +20,50 @@ READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parque
 COLUMNS = ("instruction", "input", "output")
 QUESTION_COLUMNS = ("instruction", "input")
 HELD_OUT_SPLITS = ("validation", "test")
-DEFAULT_EVAL_FRACTION = 0.02
+DEFAULT_EVAL_FRACTION = 0.1
 MAX_DEFAULT_EVAL_ROWS = 200
+MIN_DEFAULT_EVAL_ROWS = 8  # fewer choose by chance
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows to train on and rows held out (none if `eval_rows` is empty)."""
+    """Rows to train on, rows held out to choose by, and rows for a last figure; the latter two may be empty."""
 
     train_rows: list[Row]
     eval_rows: list[Row]
+    test_rows: list[Row] = field(default_factory=list)
 
 
-def load_splits(data: str, *, eval_data: str | None, eval_fraction: float | None, seed: int) -> Splits:
+def load_splits(
+    data: str, *, eval_data: str | None, eval_fraction: float | None, seed: int, test_data: str | None = None
+) -> Splits:
     """Load `data` and choose the held-out rows.
 
     In this order: `eval_data`; the data's own `validation`, else `test` split; a seeded `eval_fraction` of the rows.
+    The test rows are `test_data`, or the data's own `test` split where its `validation` split is held out.
 
     Raises:
         UserError: missing or unreadable data, or rows that are not Alpaca rows.
     """
     tables = _load_tables(data, "--data")
     train_rows = _rows(tables[_choose(tables, ("train",), data, "--data")], data)
+    test_rows = _named_rows(test_data, "--test-data", ("test", *HELD_OUT_SPLITS, "train"))
     if eval_data is not None:
-        held_out = _load_tables(eval_data, "--eval-data")
-        wanted = (*HELD_OUT_SPLITS, "train")
-        return Splits(train_rows, _rows(held_out[_choose(held_out, wanted, eval_data, "--eval-data")], eval_data))
-    own = next((split for split in HELD_OUT_SPLITS if split in tables), None)
-    if own is not None and eval_fraction is None and "train" in tables:
-        return Splits(train_rows, _rows(tables[own], f"{data} ({own})"))
-    return _hold_out(train_rows, eval_fraction, seed)
+        return Splits(train_rows, _named_rows(eval_data, "--eval-data", (*HELD_OUT_SPLITS, "train")), test_rows)
+    own = [split for split in HELD_OUT_SPLITS if split in tables and "train" in tables]
+    if not own or eval_fraction is not None:
+        return Splits(*_hold_out(train_rows, eval_fraction, seed), test_rows)
+    if len(own) == 2 and test_data is None:
+        test_rows = _rows(tables["test"], f"{data} (test)")
+    return Splits(train_rows, _rows(tables[own[0]], f"{data} ({own[0]})"), test_rows)
+
+
+def _named_rows(name: str | None, flag: str, wanted: Sequence[str]) -> list[Row]:
+    """The rows of data that a flag names; none without a name."""
+    if name is None:
+        return []
+    tables = _load_tables(name, flag)
+    return _rows(tables[_choose(tables, wanted, name, flag)], name)
 
 
 def load_table(data: str, split: str) -> list[Row]:
@@ -78,15 +92,16 @@ def load_questions(data: str) -> tuple[list[Row], str]:
     return _rows(tables[split], name, QUESTION_COLUMNS), name
 
 
-def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> Splits:
+def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> tuple[list[Row], list[Row]]:
     """Split rows by a seeded draw; both parts keep the file's order."""
     if fraction is None:
         count = min(int(len(rows) * DEFAULT_EVAL_FRACTION), MAX_DEFAULT_EVAL_ROWS)
+        count = 0 if count < MIN_DEFAULT_EVAL_ROWS else count
     else:
         count = min(round(len(rows) * fraction), len(rows) - 1)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = set(order[:count])
-    return Splits(
+    return (
         [row for place, row in enumerate(rows) if place not in chosen],
         [row for place, row in enumerate(rows) if place in chosen],
     )

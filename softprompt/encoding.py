@@ -70,6 +70,12 @@ def encode_rows(
     return kept, skipped
 
 
+def without_copies(rows: Iterable[EncodedRow], of: Iterable[EncodedRow]) -> list[EncodedRow]:
+    """The rows whose ids are those of no row in `of`."""
+    known = {tuple(row.input_ids) for row in of}
+    return [row for row in rows if tuple(row.input_ids) not in known]
+
+
 def require_eos(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise `UserError` for a tokenizer without an end-of-text token: its answers could never end."""
     if tokenizer.eos_token_id is None:

@@ -17,7 +17,7 @@ from softprompt import bloom, flex_attention
 from softprompt.attention import Layout, Rules, attend
 from softprompt.errors import UserError
 from softprompt.interface import own_attention
-from softprompt.loss import Head, head_cross_entropy
+from softprompt.loss import Head, head_cross_entropy, head_scores
 from softprompt.packing import Pack
 
 # the families whose packs are tested against the untouched model, row by row
@@ -58,6 +58,13 @@ def pack_loss(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack, *,
     """
     hidden = pack_hidden_states(base_model, prompt, pack, recompute=recompute)
     return head_cross_entropy(hidden, Head.of(base_model), torch.tensor(pack.targets, device=base_model.device))
+
+
+@torch.no_grad()
+def pack_scores(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack) -> tuple[Tensor, Tensor]:
+    """-log p of each of a pack's targets, `[N]`, and whether it was the most probable id, bool `[N]`."""
+    hidden = pack_hidden_states(base_model, prompt, pack)
+    return head_scores(hidden, Head.of(base_model), torch.tensor(pack.targets, device=base_model.device))
 
 
 def pack_hidden_states(

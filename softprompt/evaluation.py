@@ -1,26 +1,59 @@
-"""Loss on held-out rows, with the prompt and with the base alone."""
+"""How well rows are predicted, with the prompt or by the base alone: loss and token accuracy, by row and by split."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
 from softprompt.encoding import EncodedRow
 from softprompt.model import SoftPromptModel
-from softprompt.passes import pass_losses
+from softprompt.passes import pass_scores
 
-# of one pass; fixed numbers, so that the figure does not depend on the training flags
+# of one pass; fixed numbers, so that the figures do not depend on the training flags
 TOKENS_PER_PASS = 2048
 ROWS_PER_BATCH = 8
 
 
-@torch.no_grad()
-def mean_loss(model: SoftPromptModel | PreTrainedModel, rows: Sequence[EncodedRow], *, pad_token_id: int) -> float:
-    """Cross-entropy per supervised token over all rows (summed, then divided once).
+@dataclass(frozen=True)
+class Score:
+    """Of one row or of many: summed cross-entropy, supervised tokens, and how many of them were the most probable."""
+
+    loss_sum: float
+    num_supervised: int
+    num_correct: int
+
+    @property
+    def loss(self) -> float:
+        """Cross-entropy per supervised token."""
+        return self.loss_sum / self.num_supervised
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the supervised tokens that are the most probable id at their place."""
+        return self.num_correct / self.num_supervised
+
+
+def row_scores(
+    model: SoftPromptModel | PreTrainedModel, rows: Sequence[EncodedRow], *, pad_token_id: int
+) -> list[Score]:
+    """The score of every row, in the order of `rows`.
 
     Args:
         model: a base with a prompt, or a base alone.
     """
     limits = {"max_tokens": TOKENS_PER_PASS, "rows_per_batch": ROWS_PER_BATCH}
-    total = sum(loss.item() for loss in pass_losses(model, rows, pad_token_id=pad_token_id, **limits))
-    return total / sum(row.num_supervised for row in rows)
+    scores = {
+        id(row): Score(math.fsum(losses.tolist()), len(losses), int(hits.sum()))
+        for row, losses, hits in pass_scores(model, rows, pad_token_id=pad_token_id, **limits)
+    }
+    return [scores[id(row)] for row in rows]
+
+
+def total_score(scores: Sequence[Score]) -> Score:
+    """One score for all rows: sums, to be divided once."""
+    return Score(
+        math.fsum(score.loss_sum for score in scores),
+        sum(score.num_supervised for score in scores),
+        sum(score.num_correct for score in scores),
+    )

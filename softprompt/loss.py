@@ -55,6 +55,26 @@ def head_cross_entropy(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     return _HeadCrossEntropy.apply(hidden, head, targets)
 
 
+@torch.no_grad()
+def head_scores(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p of every target, fp32 `[N]` (fp64 for fp64), and whether it is the most probable id, bool `[N]`."""
+    size = max(MIN_CHUNK, FINE_LOGITS // head.weight.shape[0])
+    losses, hits = [], []
+    for some, target in zip(hidden.split(size), targets.split(size), strict=True):
+        logits = _widened(F.linear(some, head.weight, head.bias), head)  # [chunk, V]
+        losses.append(F.cross_entropy(logits, target, reduction="none"))
+        hits.append(logits.argmax(-1) == target)
+    return torch.cat(losses), torch.cat(hits)
+
+
+def _widened(logits: Tensor, head: Head) -> Tensor:
+    """What the model's own head gives for raw `logits`, in fp32 (fp64 for fp64)."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if head.scale != 1.0:
+        wide = wide * head.scale
+    return wide if head.softcap is None else head.softcap * torch.tanh(wide / head.softcap)
+
+
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Head, targets: Tensor) -> Tensor:

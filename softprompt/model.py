@@ -77,10 +77,14 @@ class SoftPromptModel(nn.Module):
 
         Arguments as for `forward`; the sum is fp32, to be divided by the supervised tokens of the whole step.
         """
+        return summed_cross_entropy(*self.label_logits(input_ids, attention_mask, labels))
+
+    def label_logits(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `[B, n, V]` at the n places where some row has a label, and the labels there, `[B, n]` with -100."""
         embeds, mask, order = self._place(input_ids, attention_mask, pads_last=True)
         targets = _next_labels(self._extend(labels, IGNORE_INDEX), order)  # [B, P + T]
         places = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
-        return summed_cross_entropy(self._base_logits(embeds, mask, places), targets[:, places])
+        return self._base_logits(embeds, mask, places), targets[:, places]
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **generation_kwargs) -> Tensor:

@@ -28,6 +28,7 @@ class Pack:
         bounds: Z, then the end of every row that has places of its own, so that the last one is S.
         places: the N places whose hidden states predict something; one in front of Z may stand there for several rows.
         targets: the id that each of them is to predict.
+        counts: how many of them belong to each row, in order.
     """
 
     num_virtual_tokens: int
@@ -35,6 +36,7 @@ class Pack:
     bounds: list[int]
     places: list[int]
     targets: list[int]
+    counts: list[int]
 
     @property
     def num_shared(self) -> int:
@@ -58,8 +60,9 @@ def pack_rows(rows: Sequence[EncodedRow], *, num_virtual_tokens: int) -> Pack:
     shared = num_virtual_tokens + len(opening)
     rests = [ids[len(opening) :] for ids in inputs]
     bounds = [*accumulate((len(rest) for rest in rests if rest), initial=shared)]
-    places, targets, start = [], [], shared
+    places, targets, counts, start = [], [], [], shared
     for row in rows:
+        before = len(targets)
         end = len(needed_ids(row))
         for token, label in enumerate(row.labels[: end + 1]):
             if label == IGNORE_INDEX or (token == 0 and num_virtual_tokens == 0):
@@ -67,8 +70,9 @@ def pack_rows(rows: Sequence[EncodedRow], *, num_virtual_tokens: int) -> Pack:
             place = num_virtual_tokens + token - 1  # the token before predicts it
             places.append(place if place < shared else place - shared + start)
             targets.append(label)
+        counts.append(len(targets) - before)
         start += max(0, end - len(opening))
-    return Pack(num_virtual_tokens, opening + [id for rest in rests for id in rest], bounds, places, targets)
+    return Pack(num_virtual_tokens, opening + [id for rest in rests for id in rest], bounds, places, targets, counts)
 
 
 def cut_passes(rows: Sequence[EncodedRow], *, num_virtual_tokens: int, max_tokens: int) -> list[list[EncodedRow]]:

@@ -5,12 +5,13 @@ import os
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.batching import pad_rows
 from softprompt.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.engine import can_pack, pack_loss, recomputed_layers
+from softprompt.engine import can_pack, pack_loss, pack_scores, recomputed_layers
 from softprompt.loss import summed_cross_entropy
 from softprompt.model import SoftPromptModel
 from softprompt.packing import cut_passes, pack_rows
@@ -49,12 +50,44 @@ def pass_losses(
             if pack.targets:
                 yield pack_loss(base_model, prompt, pack, recompute=recompute)
         return
-    summed = model.summed_loss if prompted else _base_summed_loss(model)
     for start in range(0, len(rows), rows_per_batch):
-        batch = rows[start : start + rows_per_batch]
+        batch = pad_rows(rows[start : start + rows_per_batch], pad_token_id=pad_token_id, device=base_model.device)
         with recomputed_layers(base_model) if recompute else contextlib.nullcontext():
-            loss = summed(**pad_rows(batch, pad_token_id=pad_token_id, device=base_model.device))
+            loss = summed_cross_entropy(*_label_logits(model, batch))
         yield loss
+
+
+@torch.no_grad()
+def pass_scores(
+    model: SoftPromptModel | PreTrainedModel,
+    rows: Sequence[EncodedRow],
+    *,
+    max_tokens: int,
+    rows_per_batch: int,
+    pad_token_id: int,
+) -> Iterator[tuple[EncodedRow, Tensor, Tensor]]:
+    """Every row, in the order of the passes, with -log p of its labels, `[N]`, and which were the most probable ids.
+
+    Arguments as for `pass_losses`. Without a prompt, a label on a row's first id is predicted by nothing and left out.
+    """
+    base_model, prompt = (
+        (model.base_model, model.soft_prompt.weight) if isinstance(model, SoftPromptModel) else (model, None)
+    )
+    if can_pack(base_model):
+        count = 0 if prompt is None else len(prompt)
+        for members in cut_passes(rows, num_virtual_tokens=count, max_tokens=max_tokens):
+            pack = pack_rows(members, num_virtual_tokens=count)
+            losses, hits = (scores.cpu().split(pack.counts) for scores in pack_scores(base_model, prompt, pack))
+            yield from zip(members, losses, hits, strict=True)
+        return
+    for start in range(0, len(rows), rows_per_batch):
+        members = rows[start : start + rows_per_batch]
+        batch = pad_rows(members, pad_token_id=pad_token_id, device=base_model.device)
+        for row, logits, targets in zip(members, *_label_logits(model, batch), strict=True):
+            labelled = targets != IGNORE_INDEX
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            logits, targets = logits[labelled].to(wide), targets[labelled]  # [N, V], [N]
+            yield row, F.cross_entropy(logits, targets, reduction="none").cpu(), (logits.argmax(-1) == targets).cpu()
 
 
 def tokens_that_fit(base_model: PreTrainedModel) -> int:
@@ -74,12 +107,9 @@ def _free_memory() -> int:
         return 1 << 32
 
 
-def _base_summed_loss(base_model: PreTrainedModel):
-    """The base's own loss without any prompt."""
-
-    def summed(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-        logits = base_model(input_ids, attention_mask=attention_mask, use_cache=False).logits  # [B, T, V]
-        targets = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], dim=1)
-        return summed_cross_entropy(logits, targets)
-
-    return summed
+def _label_logits(model: SoftPromptModel | PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits and the labels that they are to predict, with the prompt or by the base alone: `[B, n, V]`, `[B, n]`."""
+    if isinstance(model, SoftPromptModel):
+        return model.label_logits(**batch)
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits  # [B, T, V]
+    return logits[:, :-1], batch["labels"][:, 1:]

@@ -1,5 +1,6 @@
 """What the commands say about a run, as text; nothing is computed or printed here."""
 
+import math
 import shlex
 
 from transformers import PreTrainedTokenizerBase
@@ -8,7 +9,8 @@ from softprompt.base import Base
 from softprompt.config import TrainConfig
 from softprompt.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.engine import attention_note, can_pack
-from softprompt.trainer import Losses, Trainer
+from softprompt.selection import Result
+from softprompt.trainer import Trainer
 
 
 def describe_base(base: Base) -> str:
@@ -18,10 +20,16 @@ def describe_base(base: Base) -> str:
     return "\n".join([what, *(f"note: {note}" for note in base.notes)])
 
 
-def describe_split(name: str, rows: list[EncodedRow], skipped: list[int]) -> str:
-    """How many rows and supervised tokens there are, and which rows are left out."""
+def describe_split(name: str, rows: list[EncodedRow], skipped: list[int], *, copies: int = 0) -> str:
+    """How many rows and supervised tokens there are, and which rows are left out.
+
+    Args:
+        copies: rows left out since they also stand in another split.
+    """
     supervised = sum(row.num_supervised for row in rows)
     line = f"{name}: {len(rows):,} rows, {supervised:,} supervised tokens"
+    if copies:
+        line += f"; {copies} that are also rows of another split left out"
     if not skipped:
         return line
     shown = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
@@ -45,11 +53,30 @@ def describe_passes(trainer: Trainer) -> str:
     return f"note: {name} cannot take packed rows, so they run as padded batches of {size}: the same result, slower"
 
 
-def describe_result(losses: Losses, config: TrainConfig) -> str:
-    """The held-out loss before and after, and the command that uses the prompt."""
-    command = shlex.join(["python", "generate.py", "--prompt-file", config.prompt_file])
-    lines = [f"prompt written to {config.prompt_file}; try: {command}"]
-    if losses.trained_prompt is not None and losses.trained_prompt >= losses.without_prompt:
+def describe_steps(trainer: Trainer) -> str:
+    """How many steps of how many rows, at which rate, absolute and relative to the prompt."""
+    rate, scale = trainer.optimizer.rate, trainer.optimizer.scale
+    return (
+        f"{trainer.total} steps of {trainer.config.rows_per_step} rows,"
+        f" learning rate {rate:.4g} ({rate / scale:.3g} x the prompt's RMS of {scale:.4g})"
+    )
+
+
+def describe_result(result: Result, config: TrainConfig) -> str:
+    """Which prompt was kept, the command that uses it, and a warning if the base alone does as well."""
+    lines, held_out, command = (
+        [],
+        result.held_out,
+        shlex.join(["python", "generate.py", "--prompt-file", config.prompt_file]),
+    )
+    if held_out.trained_prompt is not None:
+        why = "the last" if config.save_last else "the lowest held-out loss"
+        perplexity = math.exp(min(held_out.trained_prompt, 700))
+        lines.append(
+            f"kept the prompt of step {result.step} ({why}: {held_out.trained_prompt:.4f}, perplexity {perplexity:.4g})"
+        )
+    lines.append(f"prompt written to {config.prompt_file}; try: {command}")
+    if held_out.trained_prompt is not None and held_out.trained_prompt >= held_out.without_prompt:
         lines.append("warning: held-out loss is no better than without a prompt; try more rows or another rate")
     return "\n".join(lines)
 

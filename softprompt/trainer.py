@@ -4,16 +4,13 @@ A step's loss is the sum over its supervised tokens divided by their number, how
 base is held in the chosen precision; the prompt, its gradient and its optimizer state stay fp32.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import math
 import os
-import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,36 +24,29 @@ from softprompt.checkpoint import (
     open_run_folder,
     save_checkpoint,
 )
+from softprompt.command import deferred_signals
 from softprompt.config import TrainConfig
 from softprompt.encoding import EncodedRow
 from softprompt.engine import recomputable_layers
-from softprompt.errors import Interrupted, UserError
-from softprompt.evaluation import mean_loss
+from softprompt.errors import Interrupted
+from softprompt.evaluation import row_scores, total_score
 from softprompt.files import write_atomic
 from softprompt.model import SoftPromptModel
+from softprompt.optimizer import PromptOptimizer
 from softprompt.options import flag
 from softprompt.passes import pass_losses, tokens_that_fit
 from softprompt.progress import Progress
-from softprompt.prompt import rms
 from softprompt.prompt_file import prompt_bytes
 from softprompt.schedule import rate_factor, rows_of_step, total_steps
+from softprompt.selection import Losses, Result, Selection
 
-# Adam moves a weight by about its rate per step, so a rate relative to the prompt's scale fits every embedding
-RELATIVE_RATE = 0.3
+# held-out losses of a run, after the first
+EVALUATIONS = 10
 # options that do not change what is learnt, so a resumed run may change them
 FREE_ON_RESUME = {
-    "model", "data", "eval_data", "prompt_file", "run_dir", "init_from", "allow_other_base", "logging_steps",
-    "save_steps", "eval_steps", "device", "resume", "overwrite",
+    "model", "data", "eval_data", "test_data", "eval_generate", "prompt_file", "run_dir", "init_from",
+    "allow_other_base", "logging_steps", "save_steps", "device", "resume", "overwrite",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Loss per supervised token on the held-out rows; None without held-out rows."""
-
-    without_prompt: float | None = None
-    initial_prompt: float | None = None
-    trained_prompt: float | None = None
 
 
 class Trainer:
@@ -69,28 +59,41 @@ class Trainer:
         train_rows: list[EncodedRow],
         eval_rows: list[EncodedRow],
         config: TrainConfig,
+        *,
+        test_rows: Sequence[EncodedRow] = (),
     ) -> None:
+        """Prepare a run; nothing is computed or written yet.
+
+        Args:
+            eval_rows: held-out rows, which choose the prompt that is kept; may be empty.
+            test_rows: rows for one last figure, which choose nothing; may be empty.
+        """
         self.model, self.base, self.config = model, base, config
-        self.train_rows, self.eval_rows = train_rows, eval_rows
+        self.train_rows, self.eval_rows, self.test_rows = train_rows, eval_rows, list(test_rows)
         self.weight = model.soft_prompt.weight
         self.initial_sha256 = hashlib.sha256(self.weight.detach().cpu().numpy().tobytes()).hexdigest()
-        self.rate = config.learning_rate or RELATIVE_RATE * rms(self.weight).item()
-        self.optimizer = torch.optim.AdamW([self.weight], lr=self.rate, weight_decay=config.weight_decay)
-        self.scaler = torch.amp.GradScaler(base.device.type, enabled=base.precision == "fp16")
+        self.optimizer = PromptOptimizer(
+            self.weight,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            scale_loss=base.precision == "fp16",
+        )
         if config.gradient_checkpointing:
             recomputable_layers(base.model)  # complains if there are none
         limit = config.max_tokens_per_pass
         self.max_tokens = tokens_that_fit(base.model) if limit == "auto" else int(limit)
         self.total = total_steps(len(train_rows), config.rows_per_step, config.num_train_epochs, config.max_steps)
         self.factor = rate_factor(config.lr_scheduler_type, self.total, config.warmup_steps)
+        self.eval_steps = config.eval_steps or math.ceil(self.total / EVALUATIONS)
+        self.selection = Selection(patience=config.early_stopping_patience)
         self.step = 0
         self.train_loss = math.nan
-        self.losses = Losses()
         self.window = (0.0, 0)
         self.stop_signal: int | None = None
 
     def restore(self, folder: Path) -> None:
-        """Go back to a checkpoint: prompt, optimizer, scaler, random states, thread count and place in the data.
+        """Go back to a checkpoint: prompt, optimizer, random states, thread count, place in the data, held-out losses.
 
         Raises:
             UserError: the checkpoint is damaged, or of a run with another recipe, base, data or prompt file.
@@ -100,73 +103,77 @@ class Trainer:
         check_same_run(state, self.recipe, Path(self.config.prompt_file), self.config.run_folder)
         with torch.no_grad():
             self.weight.copy_(saved.prompt.weight)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.rate, self.train_loss = state["step"], state["rate"], state["train_loss"]
-        self.losses, self.window = Losses(**state["losses"]), tuple(state["window"])
+        self.optimizer.load(state["optimizer"])
+        self.selection = Selection(**state["selection"])
+        self.step, self.train_loss = state["step"], state["train_loss"]
+        self.window = tuple(state["window"])
         self.max_tokens = state["max_tokens_per_pass"]
         torch.set_num_threads(state["num_threads"])
         torch.set_rng_state(state["rng"])
         if self.base.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.base.device)
 
-    def run(self) -> Losses:
-        """Train to the last step and write the prompt file.
+    def run(self) -> Result:
+        """Train to the last step, or until held-out losses say stop, and write the prompt file.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; the last whole step is saved.
             UserError: the loss or the gradient is no longer finite.
         """
-        config = self.config
-        folder = open_run_folder(config)
+        folder = open_run_folder(self.config)
         self.progress = Progress(
             folder / METRICS_NAME, first_step=self.step, total_steps=self.total, window=self.window
         )
         try:
-            with self._deferred_signals():
+            with deferred_signals(self._note_signal):
                 if self.step == 0:
                     self._evaluate_start()
                 self.progress.start()
-                while self.step < self.total and self.stop_signal is None:
+                while not self._ended and self.stop_signal is None:
                     self._advance(folder)
                 self._save(folder)
-                if self.step < self.total:
+                if not self._ended:
                     place = f"saved at step {self.step} of {self.total} in {folder}; go on with --resume"
                     raise Interrupted(self.stop_signal, place)
-                self._finish()
+                return self._finish()
         finally:
             self.progress.close()
-        return self.losses
 
-    def _finish(self) -> None:
-        """Held-out loss of the trained prompt, then the prompt file."""
-        trained = self._held_out_loss(self.model)
-        if trained is not None:
-            self._report_held_out("with the trained prompt", trained)
-        self.losses = dataclasses.replace(self.losses, trained_prompt=trained)
-        write_atomic(self.config.prompt_file, prompt_bytes(self.model.soft_prompt, self._metadata()))
+    @property
+    def _ended(self) -> bool:
+        return self.step >= self.total or self.selection.exhausted
+
+    def _finish(self) -> Result:
+        """Put the kept prompt into the model, score it on the test rows, and write the prompt file."""
+        selection, kept = self.selection, self.step
+        if selection.best is not None and not self.config.save_last:
+            kept = selection.best_step
+            with torch.no_grad():
+                self.weight.copy_(selection.best)
+        result = Result(self._held_out_losses(kept), self._test_losses(), kept)
+        write_atomic(self.config.prompt_file, prompt_bytes(self.model.soft_prompt, self._metadata(result)))
+        return result
 
     def _advance(self, folder: Path) -> None:
         """One optimizer step with what is due after it; nothing is counted if a signal cuts it short."""
-        config, step = self.config, self.step
-        rate = self.rate * self.factor(step)
+        config, step, factor = self.config, self.step, self.factor(self.step)
         places = rows_of_step(step, len(self.train_rows), config.rows_per_step, config.seed)
         rows = [self.train_rows[place] for place in places]
         supervised = sum(row.num_supervised for row in rows)
-        self.optimizer.param_groups[0]["lr"] = rate
         loss_sum = self._accumulate(rows, supervised)
         if loss_sum is None:
-            self.optimizer.zero_grad()
+            self.optimizer.discard()
             return
-        grad_norm = self._update()
+        grad_norm = self.optimizer.step(factor, where=f"step {step + 1}")
         self.step = step + 1
         self.train_loss = loss_sum / supervised
+        rate = self.optimizer.rate * factor
         self.progress.step(loss_sum=loss_sum, supervised=supervised, learning_rate=rate)
         if self.step % config.logging_steps == 0 or self.step == self.total:
             epoch = self.step / math.ceil(len(self.train_rows) / config.rows_per_step)
             self.progress.log(self.step, epoch=epoch, learning_rate=rate, grad_norm=grad_norm)
-        if config.eval_steps and self.step % config.eval_steps == 0 and self.eval_rows:
-            self._report_held_out("with the prompt so far", self._held_out_loss(self.model))
+        if self.eval_rows and (self.step % self.eval_steps == 0 or self.step == self.total):
+            self._evaluate()
         if self.step % config.save_steps == 0:
             self._save(folder)
 
@@ -181,69 +188,72 @@ class Trainer:
             pad_token_id=self.base.pad_token_id,
             recompute=self.config.gradient_checkpointing,
         ):
-            self.scaler.scale(loss / supervised).backward()
+            self.optimizer.backward(loss / supervised)
             loss_sum += loss.item()
             if self.stop_signal is not None:
                 return None
         if not math.isfinite(loss_sum):
-            raise UserError(self._diverged("loss"))
+            raise self.optimizer.diverged(f"step {self.step + 1}", "loss")
         return loss_sum
-
-    def _update(self) -> float:
-        """Clip, step, clear; returns the gradient's norm before clipping."""
-        self.scaler.unscale_(self.optimizer)
-        limit = self.config.max_grad_norm or math.inf
-        grad_norm = torch.nn.utils.clip_grad_norm_([self.weight], limit).item()
-        # fp16 skips a step that overflowed and halves the loss's scale; below 1 the scale is not what overflows
-        if not math.isfinite(grad_norm) and (not self.scaler.is_enabled() or self.scaler.get_scale() < 1):
-            raise UserError(self._diverged("gradient"))
-        self.scaler.step(self.optimizer)
-        if not torch.isfinite(self.weight).all():
-            raise UserError(self._diverged("prompt"))
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return grad_norm
-
-    def _diverged(self, what: str) -> str:
-        return f"step {self.step + 1}: the {what} is not finite; lower --learning-rate (it was {self.rate:.3g})"
 
     def _evaluate_start(self) -> None:
         """Held-out loss of the base alone and of the untrained prompt."""
         if not self.eval_rows:
             return
-        without, initial = self._held_out_loss(self.base.model), self._held_out_loss(self.model)
-        self.losses = Losses(without_prompt=without, initial_prompt=initial)
-        self._report_held_out("without a prompt", without)
-        self._report_held_out("with the initial prompt", initial)
+        self.selection.without_prompt = self._measure(self.base.model, self.eval_rows, "held-out", "without a prompt")
+        self.selection.add(
+            0, self._measure(self.model, self.eval_rows, "held-out", "with the initial prompt"), self.weight
+        )
 
-    def _held_out_loss(self, model: torch.nn.Module) -> float | None:
-        if not self.eval_rows:
-            return None
-        return mean_loss(model, self.eval_rows, pad_token_id=self.base.pad_token_id)
+    def _evaluate(self) -> None:
+        """Held-out loss of the prompt as it is now."""
+        how = "with the trained prompt" if self.step == self.total else "with the prompt so far"
+        self.selection.add(self.step, self._measure(self.model, self.eval_rows, "held-out", how), self.weight)
 
-    def _report_held_out(self, how: str, loss: float) -> None:
-        self.progress.say(f"held-out loss {how}: {loss:.4f}")
-        self.progress.record(step=self.step, eval_loss=loss, eval=how)
+    def _held_out_losses(self, kept: int) -> Losses:
+        """With the loss of the prompt of step `kept`."""
+        selection = self.selection
+        return Losses(selection.without_prompt, selection.initial_loss, dict(selection.curve).get(kept))
+
+    def _test_losses(self) -> Losses:
+        """The one look at the test rows."""
+        if not self.test_rows:
+            return Losses()
+        without = self._measure(self.base.model, self.test_rows, "test", "without a prompt")
+        return Losses(without, None, self._measure(self.model, self.test_rows, "test", "with the kept prompt"))
+
+    def _measure(self, model: torch.nn.Module, rows: list[EncodedRow], split: str, how: str) -> float:
+        """Loss per supervised token, shown and recorded with its token accuracy."""
+        score = total_score(row_scores(model, rows, pad_token_id=self.base.pad_token_id))
+        self.progress.say(f"{split} loss {how}: {score.loss:.4f}  token accuracy {score.accuracy:.1%}")
+        key = "eval" if split == "held-out" else split
+        self.progress.record(step=self.step, **{f"{key}_loss": score.loss, f"{key}_accuracy": score.accuracy, key: how})
+        return score.loss
 
     def _save(self, folder: Path) -> None:
         """Write a checkpoint of the last whole step."""
         on_cuda = self.base.device.type == "cuda"
         state = {
             "step": self.step,
-            "rate": self.rate,
             "train_loss": self.train_loss,
-            "losses": dataclasses.asdict(self.losses),
+            "selection": self.selection.state(),
             "window": list(self.progress.window),
             "recipe": self.recipe,
             "prompt_file": os.path.relpath(Path(self.config.prompt_file).resolve(), folder.resolve()),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "optimizer": self.optimizer.state(),
             "num_threads": torch.get_num_threads(),
             "max_tokens_per_pass": self.max_tokens,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.base.device) if on_cuda else None,
         }
-        save_checkpoint(folder, self.step, prompt_bytes(self.model.soft_prompt, self._metadata()), state)
+        metadata = self._metadata(Result(self._held_out_losses(self.step), Losses(), self.step))
+        save_checkpoint(folder, self.step, prompt_bytes(self.model.soft_prompt, metadata), state)
+
+    def _note_signal(self, signum: int) -> None:
+        """The first one lets the step end; the second acts at once."""
+        if self.stop_signal is not None:
+            raise Interrupted(signum, "stopped at once; the last checkpoint stands")
+        self.stop_signal = signum
 
     @functools.cached_property
     def recipe(self) -> dict[str, object]:
@@ -252,23 +262,27 @@ class Trainer:
         return {
             "--model (SHA-256 of its weights)": self.base.fingerprint.sha256,
             **options,
-            "--data (SHA-256 of its rows)": _rows_sha256(self.train_rows, self.eval_rows),
+            "--data (SHA-256 of its rows)": rows_sha256(self.train_rows, self.eval_rows, self.test_rows),
             "--virtual-tokens": self.model.soft_prompt.num_virtual_tokens,
             "--precision": self.base.precision,
             "--device": self.base.device.type,
             "--init (SHA-256 of the initial prompt)": self.initial_sha256,
         }
 
-    def _metadata(self) -> dict[str, str]:
+    def _metadata(self, result: Result) -> dict[str, str]:
         """The prompt file's metadata: a function of the result, so no clock, host or count of resumes."""
         training = {
-            "steps": self.step,
+            "steps": result.step,
             "rows": len(self.train_rows),
             "rows_per_step": self.config.rows_per_step,
-            "learning_rate": self.rate,
+            "learning_rate": self.optimizer.rate,
             "train_loss": self.train_loss if math.isfinite(self.train_loss) else None,
+            "seed": self.config.seed,
             "held_out_rows": len(self.eval_rows),
-            "held_out_loss": dataclasses.asdict(self.losses),
+            "held_out_loss": dataclasses.asdict(result.held_out),
+            "curve": self.selection.curve,
+            "test_rows": len(self.test_rows),
+            "test_loss": dataclasses.asdict(result.test),
         }
         from_file = self.config.init_from is not None
         return self.base.metadata | {
@@ -278,24 +292,8 @@ class Trainer:
             "training": json.dumps(training, sort_keys=True),
         }
 
-    @contextlib.contextmanager
-    def _deferred_signals(self) -> Iterator[None]:
-        """Let the first SIGINT or SIGTERM only be noted; the second acts at once."""
 
-        def note(signum: int, frame: object) -> None:
-            if self.stop_signal is not None:
-                raise Interrupted(signum, "stopped at once; the last checkpoint stands")
-            self.stop_signal = signum
-
-        before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
-
-def _rows_sha256(*splits: list[EncodedRow]) -> str:
+def rows_sha256(*splits: list[EncodedRow]) -> str:
     """Hash of the encoded rows of all splits."""
     content = [[[row.input_ids, row.labels] for row in rows] for rows in splits]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -133,7 +133,10 @@ def test_resumed_equals_uninterrupted_in_other_recipes(train, work, changes, mon
     assert metrics(work / "prompt.run") == metrics(work / "whole.run")
     # a loss scale that started anew would show only where something overflows
     names = ("prompt.run", "whole.run")
-    scalers = [torch.load(work / name / "checkpoint-10" / "state.pt", weights_only=True)["scaler"] for name in names]
+    scalers = [
+        torch.load(work / name / "checkpoint-10" / "state.pt", weights_only=True)["optimizer"]["scaler"]
+        for name in names
+    ]
     assert scalers[0] == scalers[1] and bool(scalers[0]) == (changes.get("precision") == "fp16")
 
 
@@ -224,7 +227,7 @@ def test_resume_refuses_another_base(train, work, stopped, model_folder):
 
 def test_resume_may_change_what_does_not_matter(train, work, whole, stopped, rows_file):
     shutil.move(rows_file, work / "moved.jsonl")
-    passed(train("--resume", data="moved.jsonl", save_steps=2, eval_steps=4))
+    passed(train("--resume", data="moved.jsonl", save_steps=2, logging_steps=4))
     assert (work / "prompt.safetensors").read_bytes() == whole[0]
 
 
@@ -421,6 +424,9 @@ def test_eval_steps(train, work):
     assert [step for step, _ in found] == [0, 0, 4, 8, 10]
     losses = json.loads(load_prompt(work / "prompt.safetensors").metadata["training"])["held_out_loss"]
     assert all(isinstance(loss, float) for loss in losses.values()) and len(losses) == 3
+    assert losses["trained_prompt"] == min(
+        record["eval_loss"] for record in metrics(work / "prompt.run")[1:] if "eval" in record
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -23,7 +23,8 @@ OPTIONS = {
         model data prompt-file run-dir virtual-tokens init init-text init-from allow-other-base max-length
         per-device-train-batch-size gradient-accumulation-steps max-tokens-per-pass num-train-epochs max-steps
         learning-rate lr-scheduler-type warmup-steps weight-decay max-grad-norm logging-steps save-steps eval-steps
-        eval-data eval-fraction precision gradient-checkpointing seed device resume overwrite
+        eval-data eval-fraction test-data eval-generate save-last early-stopping-patience
+        precision gradient-checkpointing seed device resume overwrite
     """,
     "generate": """
         prompt-file model allow-other-base instruction input instructions output-file per-device-eval-batch-size

@@ -248,9 +248,29 @@ def test_seeded_fraction(tmp_path):
 
 
 def test_default_fraction(tmp_path):
-    for count, expected in ((10, 0), (100, 2), (20_000, 200)):
+    for count, expected in ((79, 0), (80, 8), (100, 10), (20_000, 200)):
         splits = load(write(tmp_path, "parquet", numbered(count), str(count)))
         assert (len(splits.train_rows), len(splits.eval_rows)) == (count - expected, expected)
+
+
+def test_test_rows_are_the_own_test_split_beside_a_validation_split_or_what_is_named(tmp_path):
+    (tmp_path / "three").mkdir()
+    for name, count in (("train", 10), ("validation", 3), ("test", 2)):
+        write(tmp_path / "three", "jsonl", numbered(count), name)
+    (tmp_path / "two").mkdir()
+    write(tmp_path / "two", "jsonl", numbered(10), "train")
+    write(tmp_path / "two", "jsonl", numbered(2), "test")
+    other = write(tmp_path, "jsonl", numbered(5), "other")
+
+    def sizes(*arguments, **options):
+        splits = load(*arguments, **options)
+        return len(splits.train_rows), len(splits.eval_rows), len(splits.test_rows)
+
+    assert sizes(tmp_path / "three") == (10, 3, 2)
+    assert sizes(tmp_path / "three", test_data=str(other)) == (10, 3, 5)
+    assert sizes(tmp_path / "three", eval_data=str(other)) == (10, 5, 0)
+    assert sizes(tmp_path / "three", eval_fraction=0.2) == (8, 2, 0)
+    assert sizes(tmp_path / "two") == (10, 2, 0)  # the only other split chooses, so it cannot report
 
 
 def test_fraction_leaves_a_row_to_train_on(tmp_path):

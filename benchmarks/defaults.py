@@ -1,0 +1,277 @@
+"""How the defaults of training were chosen: one change at a time, on tasks that no quality figure is reported on.
+
+usage: python benchmarks/defaults.py [NAME ...] [--model bloom] [--steps 240] [--seeds 0 1]
+
+Every variant trains a prompt of 12 virtual tokens on the tuning tasks of `study_tasks.py`; a line gives the lowest of
+ten held-out losses of each run, and the mean of their ratios to the first variant's, the same task and seed.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from home import ROOT  # noqa: F401
+from study_tasks import TUNING, task
+from torch import Tensor, nn
+
+from softprompt import SoftPromptEmbedding, SoftPromptModel
+from softprompt.base import Base, load_base
+from softprompt.config import DEFAULT_INIT_TEXT, DEFAULT_MODEL
+from softprompt.encoding import EncodedRow, encode_rows
+from softprompt.evaluation import row_scores, total_score
+from softprompt.passes import pass_losses
+from softprompt.prompt import rms
+from softprompt.schedule import rate_factor, rows_of_step
+
+ROWS_PER_STEP = 8
+EVALUATIONS = 10
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one run does; the rate is relative to the RMS of the initial prompt."""
+
+    rate: float = 0.3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip: float | None = None  # of the gradient's norm times the RMS, which does not depend on the prompt's scale
+    tame: float | None = None  # of the gradient's norm over its running mean
+    warmup: float = 0.0
+    schedule: str = "linear"
+    init: str = "text"
+    average: float | None = None  # decay of the running mean of the prompt that is evaluated
+    by_token: bool = False  # rate relative to each virtual token's own RMS
+    update: str = "adamw"
+    mlp: int | None = None  # width of a residual MLP, folded into the prompt (Razdaibiedina et al., 2023)
+    weight_decay: float = 0.0
+
+
+VARIANTS = {
+    "first": Variant(clip=None),
+    "rate 0.1": Variant(rate=0.1),
+    "rate 1": Variant(rate=1.0),
+    "beta2 0.99": Variant(beta2=0.99),
+    "beta2 0.95": Variant(beta2=0.95),
+    "clip 1": Variant(clip=1.0),
+    "clip 0.1": Variant(clip=0.1),
+    "tame 1": Variant(tame=1.0),
+    "tame 1, beta2 0.99": Variant(tame=1.0, beta2=0.99),
+    "warm-up 0.06": Variant(warmup=0.06),
+    "warm-up 0.06, beta2 0.99": Variant(warmup=0.06, beta2=0.99),
+    "cosine": Variant(schedule="cosine"),
+    "vocab": Variant(init="vocab"),
+    "answers": Variant(init="answers"),
+    "average 0.9": Variant(average=0.9),
+    "by token": Variant(by_token=True),
+    "muon": Variant(update="muon"),
+    "muon, rate 0.1": Variant(update="muon", rate=0.1),
+    "muon, rate 1": Variant(update="muon", rate=1.0),
+    "nadam": Variant(update="nadam"),
+    "lion, rate 0.1": Variant(update="lion", rate=0.1),
+    "mlp 64": Variant(mlp=64, rate=0.03),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(VARIANTS)} (default: all)")
+    parser.add_argument("--model", default="bloom", help="bloom, or a folder with SmolLM2 (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=240, help="of 8 rows (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--results", type=Path, help="keep every run there, as JSON lines, and skip those it holds")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    name = DEFAULT_MODEL if options.model == "bloom" else options.model
+    base = load_base(name, device=torch.device("cpu"), precision="fp32")
+    tasks = TUNING["bloom" if options.model == "bloom" else "smollm2"]
+    known = _known(options.results)
+    first: dict[tuple[str, int], float] = {}
+    for variant in options.names or VARIANTS:
+        ratios, losses, seconds = [], [], 0.0
+        for task_name in tasks:
+            for seed in options.seeds:
+                key = json.dumps([options.model, options.steps, task_name, seed, asdict(VARIANTS[variant])])
+                if key not in known:
+                    start = time.perf_counter()
+                    curve = train(base, task_name, VARIANTS[variant], options.steps, seed)
+                    seconds += time.perf_counter() - start
+                    known[key] = curve
+                    _keep(options.results, key, curve)
+                losses.append(min(known[key]))
+                ratios.append(losses[-1] / first.setdefault((task_name, seed), losses[-1]))
+        shown = " ".join(f"{loss:.4f}" for loss in losses)
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        print(f"{variant:28} {mean:6.3f}   {shown}   {seconds:.0f} s", flush=True)
+
+
+def train(base: Base, task_name: str, variant: Variant, steps: int, seed: int) -> list[float]:
+    """The held-out losses of one run."""
+    rows, _ = encode_rows(task(task_name).train, base.tokenizer, max_length=256)
+    held_out, _ = encode_rows(task(task_name).select, base.tokenizer, max_length=256)
+    model = SoftPromptModel(base.model, initial_prompt(base, variant, rows, seed))
+    weight, curve = model.soft_prompt.weight, []
+    update = UPDATES[variant.update](weight, variant) if variant.mlp is None else Reparameterised(weight, variant)
+    factor = rate_factor(variant.schedule, steps, variant.warmup)
+    mean = weight.detach().clone()
+    for step in range(steps):
+        members = [rows[place] for place in rows_of_step(step, len(rows), ROWS_PER_STEP, seed)]
+        supervised = sum(row.num_supervised for row in members)
+        for loss in pass_losses(model, members, max_tokens=4096, rows_per_batch=8, pad_token_id=base.pad_token_id):
+            (loss / supervised).backward()
+        update.step(max(factor(step), 1e-3) if variant.warmup else factor(step))
+        if variant.average is not None:
+            mean.lerp_(weight.detach(), 1 - min(variant.average, 1 - 1 / (1 + step)))
+        if (step + 1) % (steps // EVALUATIONS) == 0:
+            last = weight.detach().clone()
+            with torch.no_grad():
+                weight.copy_(mean if variant.average is not None else last)
+                scores = row_scores(model, held_out, pad_token_id=base.pad_token_id)
+                weight.copy_(last)
+            loss = total_score(scores).loss
+            curve.append(loss if math.isfinite(loss) else math.inf)
+    return curve
+
+
+def initial_prompt(base: Base, variant: Variant, rows: list[EncodedRow], seed: int) -> SoftPromptEmbedding:
+    """Text, tokens drawn from the vocabulary, or the answers' most frequent tokens."""
+    embedding = base.model.get_input_embeddings()
+    if variant.init == "vocab":
+        return SoftPromptEmbedding.from_vocab(embedding, 12, torch.Generator().manual_seed(seed))
+    if variant.init == "answers":
+        counts: dict[int, int] = {}
+        for row in rows:
+            for label in row.labels:
+                counts[label] = counts.get(label, 0) + (label >= 0)
+        ids = sorted(counts, key=counts.get, reverse=True)[:12]
+        return SoftPromptEmbedding.from_tensor(embedding(torch.tensor(ids)).detach())
+    return SoftPromptEmbedding.from_text(DEFAULT_INIT_TEXT, base.tokenizer, embedding, 12)
+
+
+class Update:
+    """From a gradient to a step: clipping, and then what a subclass does."""
+
+    def __init__(self, weight: nn.Parameter, variant: Variant) -> None:
+        self.weight, self.variant = weight, variant
+        self.scale = rms(weight)
+        if variant.by_token:
+            self.scale = weight.detach().square().mean(1, keepdim=True).sqrt()
+        self.norm, self.count = 0.0, 0
+        self.momentum = torch.zeros_like(weight)
+        self.square = torch.zeros_like(weight)
+
+    def step(self, factor: float) -> None:
+        """Move the weight, and clear its gradient."""
+        grad = self.clipped(self.weight.grad * self.scale)  # of weight / scale
+        with torch.no_grad():
+            self.weight -= self.scale * self.variant.rate * factor * self.direction(grad)
+            self.weight *= 1 - self.variant.rate * factor * self.variant.weight_decay
+        self.weight.grad = None
+
+    def clipped(self, grad: Tensor) -> Tensor:
+        """The gradient after the variant's clipping."""
+        norm, limit = grad.norm().item(), math.inf
+        self.count += 1
+        if self.variant.clip is not None:
+            limit = self.variant.clip
+        if self.variant.tame is not None and self.count > 1:
+            limit = self.variant.tame * self.norm
+        used = min(norm, limit)
+        weight = max(0.1, 1 / self.count)
+        self.norm = used if self.count == 1 else (1 - weight) * self.norm + weight * min(norm, 2 * self.norm)
+        return grad * (used / max(norm, 1e-30))
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """Adam's (Kingma and Ba, 2015)."""
+        beta1, beta2 = self.variant.beta1, self.variant.beta2
+        self.momentum.lerp_(grad, 1 - beta1)
+        self.square.lerp_(grad.square(), 1 - beta2)
+        mean, square = self.momentum / (1 - beta1**self.count), self.square / (1 - beta2**self.count)
+        return mean / (square.sqrt() + 1e-8)
+
+
+class NAdam(Update):
+    def direction(self, grad: Tensor) -> Tensor:
+        """Adam's with Nesterov's look ahead (Dozat, 2016)."""
+        beta1, beta2 = self.variant.beta1, self.variant.beta2
+        self.momentum.lerp_(grad, 1 - beta1)
+        self.square.lerp_(grad.square(), 1 - beta2)
+        ahead = beta1 * self.momentum / (1 - beta1 ** (self.count + 1)) + (1 - beta1) * grad / (1 - beta1**self.count)
+        return ahead / ((self.square / (1 - beta2**self.count)).sqrt() + 1e-8)
+
+
+class Lion(Update):
+    def direction(self, grad: Tensor) -> Tensor:
+        """The sign of a mean (Chen et al., 2023)."""
+        sign = torch.lerp(self.momentum, grad, 0.1).sign()
+        self.momentum.lerp_(grad, 0.01)
+        return sign
+
+
+class Muon(Update):
+    def direction(self, grad: Tensor) -> Tensor:
+        """The momentum with all its singular values set to one (Jordan et al., 2024), at the RMS of Adam's step."""
+        self.momentum.mul_(0.95).add_(grad)
+        u, _, v = torch.linalg.svd(grad + 0.95 * self.momentum, full_matrices=False)
+        return 0.2 * math.sqrt(max(grad.shape)) * u @ v
+
+
+class Reparameterised:
+    """The prompt as vectors plus a small MLP of them, which is folded in after every step."""
+
+    def __init__(self, weight: nn.Parameter, variant: Variant) -> None:
+        self.weight, self.variant, self.scale = weight, variant, rms(weight)
+        width = weight.shape[1]
+        generator = torch.Generator().manual_seed(0)
+        self.vectors = (weight.detach() / self.scale).requires_grad_()
+        self.down = (torch.randn(variant.mlp, width, generator=generator) / math.sqrt(width)).requires_grad_()
+        self.up = torch.zeros(width, variant.mlp, requires_grad=True)
+        self.parameters = [self.vectors, self.down, self.up]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=variant.rate, betas=(variant.beta1, variant.beta2), weight_decay=0.0
+        )
+
+    def step(self, factor: float) -> None:
+        """The chain rule by autograd, Adam on all parts, and the fold."""
+        grad = self.weight.grad * self.scale
+        self.folded().backward(grad)
+        self.optimizer.param_groups[0]["lr"] = self.variant.rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            self.weight.copy_(self.folded() * self.scale)
+        self.weight.grad = None
+
+    def folded(self) -> Tensor:
+        """What the vectors and the MLP make together: `[P, H]`."""
+        return self.vectors + torch.relu(self.vectors @ self.down.T) @ self.up.T
+
+
+UPDATES: dict[str, Callable] = {"adamw": Update, "nadam": NAdam, "lion": Lion, "muon": Muon}
+
+
+def _known(results: Path | None) -> dict[str, list[float]]:
+    if results is None or not results.exists():
+        return {}
+    return dict(_lines(results))
+
+
+def _lines(results: Path) -> Iterator[tuple[str, list[float]]]:
+    for line in results.read_text("utf-8").splitlines():
+        record = json.loads(line)
+        yield record["key"], record["curve"]
+
+
+def _keep(results: Path | None, key: str, curve: list[float]) -> None:
+    if results is not None:
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, "curve": curve}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What held-out rows decide: which prompt of a run is kept, and when it is no use to go on.
+
+The figures here choose, so they flatter what they chose; a figure to report comes from other rows (`--test-data`).
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Loss per supervised token on rows that were not trained on; None where it was not measured."""
+
+    without_prompt: float | None = None
+    initial_prompt: float | None = None
+    trained_prompt: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with: losses on the rows that chose the prompt and on those that did not, and its step."""
+
+    held_out: Losses
+    test: Losses
+    step: int
+
+
+@dataclass
+class Selection:
+    """The held-out losses of a run so far, and the prompt that had the lowest.
+
+    Attributes:
+        patience: evaluations in a row without a lower loss after which a run stops; None is never.
+        without_prompt: loss per supervised token of the base alone.
+        curve: (step, loss) of every evaluation; step 0 is the initial prompt.
+        best: that prompt, `[P, H]` on the CPU, of `best_step`.
+    """
+
+    patience: int | None = None
+    without_prompt: float | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    best: Tensor | None = None
+    best_step: int = 0
+    stale: int = 0
+
+    def add(self, step: int, loss: float, prompt: Tensor) -> None:
+        """Note the held-out loss of `prompt` after `step` steps; a loss that is not finite never is the best."""
+        if loss < self.best_loss:
+            self.best, self.best_step, self.stale = prompt.detach().cpu().clone(), step, 0
+        else:
+            self.stale += 1
+        self.curve.append((step, loss))
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest loss so far; infinity before the first."""
+        return min((loss for _, loss in self.curve if math.isfinite(loss)), default=math.inf)
+
+    @property
+    def initial_loss(self) -> float | None:
+        """Of the initial prompt."""
+        return self.curve[0][1] if self.curve else None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the loss has not fallen for as long as `patience` allows."""
+        return self.patience is not None and self.stale >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

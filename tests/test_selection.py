@@ -1,0 +1,107 @@
+"""Which prompt of a run is kept, when a run stops early, and what a last figure may look at."""
+
+import json
+import math
+
+import torch
+from test_trainer import mean_loss, trainer_for
+
+from softprompt import load_prompt
+from softprompt.encoding import EncodedRow, without_copies
+from softprompt.report import describe_result
+from softprompt.selection import Losses, Result, Selection
+
+# so high a rate that the held-out loss rises again within a run
+RISING = {"eval_fraction": 0.3, "num_train_epochs": 12, "learning_rate": 3.0, "lr_scheduler_type": "constant"}
+
+
+def filled(losses, **options):
+    selection = Selection(**options)
+    for step, loss in enumerate(losses):
+        selection.add(step, loss, torch.full((1, 2), float(step)))
+    return selection
+
+
+def test_the_lowest_loss_is_kept_and_a_loss_that_is_not_finite_never():
+    selection = filled([3.0, math.nan, 2.0, math.inf, 2.0, 2.5])
+    assert selection.best_step == 2 and selection.best_loss == 2.0
+    assert torch.equal(selection.best, torch.full((1, 2), 2.0))
+
+
+def test_the_kept_prompt_does_not_follow_the_one_in_training():
+    weight = torch.zeros(1, 2)
+    selection = Selection()
+    selection.add(0, 1.0, weight)
+    weight += 1
+    assert torch.equal(selection.best, torch.zeros(1, 2))
+
+
+def test_patience_counts_evaluations_without_a_lower_loss():
+    assert not filled([3.0, 3.1], patience=2).exhausted
+    assert filled([3.0, 3.1, 3.0], patience=2).exhausted
+    assert not filled([3.0, 3.1, 2.9, 3.0], patience=2).exhausted
+    assert not filled([1.0] * 50).exhausted
+
+
+def test_a_checkpoint_gives_the_same_selection_back():
+    selection = filled([3.0, 2.0, 2.5], patience=4)
+    again = Selection(**selection.state())
+    again.add(3, 2.2, torch.zeros(1, 2))
+    assert (again.best_step, again.stale, again.curve[-1]) == (1, 2, (3, 2.2))
+
+
+def test_the_file_holds_the_best_prompt_and_with_save_last_the_last(model_folder, rows_file, tmp_path):
+    ends = {}
+    for last in (False, True):
+        trainer = trainer_for(model_folder, rows_file, tmp_path / str(last), save_last=last, **RISING)
+        result = trainer.run()
+        ends[last] = (result, trainer.selection)
+        file = load_prompt(tmp_path / str(last) / "p.safetensors")
+        assert torch.equal(file.weight, trainer.weight)
+        # 1e-6: the same prompt on the same rows in the same order
+        assert abs(mean_loss(trainer.model, trainer.eval_rows) - result.held_out.trained_prompt) < 1e-6
+        training = json.loads(file.metadata["training"])
+        assert training["steps"] == result.step and training["curve"] == [
+            list(pair) for pair in trainer.selection.curve
+        ]
+    (best, selection), (last, same) = ends[False], ends[True]
+    assert selection.curve == same.curve  # what is kept does not change what is learnt
+    assert best.held_out.trained_prompt == min(loss for _, loss in selection.curve) < last.held_out.trained_prompt
+    assert last.held_out.trained_prompt == selection.curve[-1][1]
+
+
+def test_early_stopping_ends_the_run_and_keeps_the_best(model_folder, rows_file, tmp_path):
+    options = RISING | {"eval_steps": 1, "num_train_epochs": 400}
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "run", early_stopping_patience=3, **options)
+    result = trainer.run()
+    losses = [loss for _, loss in trainer.selection.curve]
+    assert trainer.step == result.step + 3 < trainer.total
+    assert min(losses) == losses[result.step] and all(loss >= min(losses) for loss in losses[-3:])
+
+
+def test_test_rows_are_scored_once_with_the_kept_prompt_and_change_nothing(model_folder, rows_file, tmp_path):
+    plain = trainer_for(model_folder, rows_file, tmp_path / "plain", **RISING)
+    before = plain.run()
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "run", **RISING)
+    trainer.test_rows = trainer.train_rows[:3]
+    result = trainer.run()
+    assert result.held_out == before.held_out and torch.equal(plain.weight, trainer.weight)
+    assert result.test.trained_prompt == mean_loss(trainer.model, trainer.test_rows)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "p.run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["test"] for line in lines if "test" in line] == ["without a prompt", "with the kept prompt"]
+
+
+def test_copies_of_other_rows_are_left_out():
+    rows = [EncodedRow(ids, ids) for ids in ([1, 2], [3], [1, 2], [4, 5])]
+    assert without_copies(rows, [EncodedRow([1, 2], [-100, 2])]) == [rows[1], rows[3]]
+
+
+def test_a_run_that_helped_nothing_says_so_on_its_last_line(model_folder, rows_file, tmp_path):
+    config = trainer_for(model_folder, rows_file, tmp_path / "run").config
+    worse = Result(Losses(1.0, 3.0, 2.0), Losses(), 5)
+    assert describe_result(worse, config).splitlines()[-1].startswith("warning: held-out loss is no better than")
+    better = Result(Losses(1.0, 3.0, 0.5), Losses(), 5)
+    assert "warning" not in describe_result(better, config)
+    assert "kept the prompt of step 5 (the lowest held-out loss: 0.5000, perplexity 1.649)" in describe_result(
+        better, config
+    )
