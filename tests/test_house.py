@@ -39,7 +39,10 @@ ORDER = [
     "model",
     "passes",
     "generation",
+    "answering",
+    "metrics",
     "evaluation",
+    "choices",
     "checkpoint",
     "progress",
     "schedule",
@@ -47,6 +50,10 @@ ORDER = [
     "report",
     "answer_file",
     "answers",
+    "sides",
+    "scoreboard",
+    "comparison",
+    "__main__",
 ]
 
 
