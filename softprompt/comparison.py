@@ -38,10 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     outcomes = run_sides(sides, eval_set, base, config)
     figures = [figures_of(outcome, eval_set, config) for outcome in outcomes]
-    print(describe_figures(outcomes, figures, eval_set, config), flush=True)
-    if config.output_file is not None:
+    table = describe_figures(outcomes, figures, eval_set, config)
+    if config.output_file is None:
+        print(table)
+        return
+    try:
         write_output(Path(config.output_file), to_json(outcomes, figures, eval_set, base, config))
-        print(f"figures and rows written to {config.output_file}")
+    finally:  # the table is not lost with a full disk, nor the file with a reader who goes away
+        print(table, flush=True)
+    print(f"figures and rows written to {config.output_file}")
 
 
 def check_output_file(config: EvaluateConfig) -> None:

@@ -142,7 +142,7 @@ def _remarks(eval_set: EvalSet, config: EvaluateConfig) -> list[str]:
         lines.append(f"exact match: greedy answers to the first {len(eval_set.questions):,} rows")
     absent = [label for label in config.choices if label not in eval_set.actual]
     if absent:
-        lines.append(f"macro-F1: mean over all choices; no row's output is {', '.join(absent)}, which count as 0")
+        lines.append(f"macro-F1: mean over all choices; no row's output, and so 0: {', '.join(absent)}")
     return lines
 
 

@@ -1,5 +1,6 @@
 """`python -m softprompt evaluate`: every side's figures are those of its own rows, and nothing is replaced unasked."""
 
+import errno
 import json
 import math
 import re
@@ -181,7 +182,7 @@ def test_choices(report, work):
             100 * side["macro_f1"], abs=0.05
         )
     assert len(chosen_by_any) > 1
-    assert "no row's output is d, e, f, g, h, which count as 0" in out
+    assert "macro-F1: mean over all choices; no row's output, and so 0: d, e, f, g, h\n" in out
 
 
 def test_the_loss_of_a_row_is_that_of_its_choice(report, work):
@@ -328,3 +329,13 @@ def test_no_memory(evaluate, monkeypatch):
     monkeypatch.setattr("softprompt.sides.greedy_answers", fails)
     result = evaluate(per_device_eval_batch_size=5)
     assert_one_line(result, "out of memory with --per-device-eval-batch-size 5")
+
+
+def test_a_full_disk_leaves_the_table(evaluate, work, monkeypatch):
+    def fails(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("softprompt.comparison.write_atomic", fails)
+    result = evaluate(output_file="report.json")
+    assert_one_line(result, "report.json: No space left on device")
+    assert "lowest loss: " in result.out and "written" not in result.out and not (work / "report.json").exists()
