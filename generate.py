@@ -64,34 +64,24 @@ def answer_many(config: GenerateConfig) -> None:
 
 def load_prompted_base(config: GenerateConfig) -> "tuple[SoftPromptModel, Base, PromptFile]":
     """The prompt file, the base it was made for, and the model of both."""
-    from softprompt.base import check_same_base
+    from softprompt.base import check_same_base, load_prompt_base, resolve_device
     from softprompt.model import SoftPromptModel
     from softprompt.prompt import SoftPromptEmbedding
     from softprompt.prompt_file import load_prompt
 
     file = load_prompt(config.prompt_file)
-    name = config.model or file.metadata.get("base")
-    if not name:
-        raise UserError(f"{config.prompt_file}: does not say which base it was made for; pass --model")
-    base = load_named_base(name, config, revision=file.metadata.get("base_revision") or None)
+    base = load_prompt_base(
+        file.metadata,
+        prompt_file=config.prompt_file,
+        model=config.model,
+        device=resolve_device(config.device),
+        precision=config.precision,
+    )
     remark = check_same_base(file.metadata, base, prompt_file=config.prompt_file, allow_other=config.allow_other_base)
     for note in (*base.notes, remark):
         if note:
             print(f"note: {note}", file=sys.stderr)
     return SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(file.weight)), base, file
-
-
-def load_named_base(name: str, config: GenerateConfig, *, revision: str | None) -> "Base":
-    """The base that `--model` gives, or else the very one that the prompt file names."""
-    from softprompt.base import load_base, resolve_device
-
-    device = resolve_device(config.device)
-    if config.model is not None:
-        return load_base(name, device=device, precision=config.precision)
-    try:
-        return load_base(name, device=device, precision=config.precision, revision=revision)
-    except UserError as error:
-        raise UserError(f"{config.prompt_file} was trained on {name}: {error}; or pass --model") from error
 
 
 def read_standard_input() -> str:

@@ -98,7 +98,7 @@ def check_answer_file(config: GenerateConfig) -> None:
             raise UserError(f"{what}: {each} is a folder; name a file")
         if each.exists() and not each.is_file():
             raise UserError(f"{what}: {each} is no plain file, and would be replaced by one; name another")
-    _refuse_sources(config, path)
+    refuse_sources(path, prompt_files=[config.prompt_file], rows=config.instructions, flag="--instructions")
     require_writable(path.parent, flag=what)
     started = read_header(partial) if partial.exists() else None
     if config.overwrite:
@@ -130,15 +130,15 @@ def read_header(partial: Path) -> dict:
     return header
 
 
-def _refuse_sources(config: GenerateConfig, path: Path) -> None:
-    """Keep the answers from replacing the prompt or the rows, or becoming rows of the same folder."""
+def refuse_sources(path: Path, *, prompt_files: Sequence[str], rows: str, flag: str) -> None:
+    """Keep an output file from replacing a prompt or the rows that `flag` names, or becoming rows of their folder."""
     target = path.resolve()
-    if target == Path(config.prompt_file).resolve():
+    if target in [Path(name).resolve() for name in prompt_files]:
         raise UserError(f"--output-file {path}: is the --prompt-file; name another")
-    if hub.is_path(config.instructions) and not builtin.is_builtin(config.instructions):
-        rows = hub.local_path(config.instructions, "--instructions").resolve()
-        if target == rows or (rows.is_dir() and rows in target.parents):
-            raise UserError(f"--output-file {path}: is among the --instructions {config.instructions}; name another")
+    if hub.is_path(rows) and not builtin.is_builtin(rows):
+        source = hub.local_path(rows, flag).resolve()
+        if target == source or (source.is_dir() and source in target.parents):
+            raise UserError(f"--output-file {path}: is among the {flag} {rows}; name another")
 
 
 def _batch(line: bytes) -> dict[int, list[str]] | None:

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from softprompt.answer_file import AnswerFile, answers_path, partial_path, read_header
 from softprompt.base import Base, context_limit, require_known_ids, require_room
+from softprompt.batching import plan_batches
 from softprompt.checkpoint import check_same_recipe
 from softprompt.command import is_out_of_memory
 from softprompt.config import GenerateConfig
-from softprompt.encoding import Row, encode_text, format_question
+from softprompt.encoding import Row, encode_question
 from softprompt.errors import Interrupted, UserError
 from softprompt.generation import draw_seed, generate_batch, new_token_budget, text_of
 from softprompt.model import SoftPromptModel
@@ -53,8 +54,7 @@ def answer_rows(
         UserError: a row leaves no room for an answer, `--resume` finds another run's answers, or the machine fails.
         Interrupted: SIGINT or SIGTERM came; all finished batches are saved.
     """
-    texts = [format_question(row.instruction, row.input) for row in rows]
-    questions = [Question(row, encode_text(text, base.tokenizer)) for row, text in zip(rows, texts, strict=True)]
+    questions = [Question(row, encode_question(row, base.tokenizer)) for row in rows]
     require_known_ids(base, (id for question in questions for id in question.ids))
     num_virtual_tokens = model.soft_prompt.num_virtual_tokens
     _check_room(questions, base, config, num_virtual_tokens, name)
@@ -84,26 +84,6 @@ def answer_rows(
     seconds = time.perf_counter() - start
     rates = f": {len(waiting) / seconds:.1f} rows/s, {tokens / seconds:,.0f} tokens/s" if waiting else ""
     _say(f"answers written to {file.path}{rates}")
-
-
-def plan_batches(lengths: Sequence[int], size: int, *, largest_gap: int | None = None) -> list[list[int]]:
-    """Places in batches of at most `size` rows of like length.
-
-    The longest come first, so that a batch too large for the memory fails at the start, and the time that the bar
-    foretells shrinks.
-
-    Args:
-        largest_gap: most tokens by which the lengths in a batch may differ; None is any number.
-    """
-    batches: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        last = batches[-1] if batches else []
-        fits = largest_gap is None or (last and lengths[last[0]] - lengths[place] <= largest_gap)
-        if last and len(last) < size and fits:
-            last.append(place)
-        else:
-            batches.append([place])
-    return batches
 
 
 def _answer_batches(

@@ -89,6 +89,25 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
     return Base(model, tokenizer, name, revision, precision, device, notes, pending)
 
 
+def load_prompt_base(
+    metadata: dict[str, str], *, prompt_file: str, model: str | None, device: torch.device, precision: str
+) -> Base:
+    """The base that `model` names, or else the very one that a prompt file does.
+
+    Raises:
+        UserError: neither names one, or as `load_base`.
+    """
+    if model:
+        return load_base(model, device=device, precision=precision)
+    name = metadata.get("base")
+    if not name:
+        raise UserError(f"{prompt_file}: does not say which base it was made for; pass --model")
+    try:
+        return load_base(name, device=device, precision=precision, revision=metadata.get("base_revision") or None)
+    except UserError as error:
+        raise UserError(f"{prompt_file} was trained on {name}: {error}; or pass --model") from error
+
+
 def resolve_device(name: str) -> torch.device:
     """`auto` is CUDA if there is one, else the CPU.
 

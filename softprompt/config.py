@@ -265,9 +265,10 @@ class EvaluateConfig:
         require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")
         require(len(self.choices) != 1, self, "choices", "give at least two labels")
         require(all(label.strip() for label in self.choices), self, "choices", "a label must not be blank")
-        require(len(set(self.choices)) == len(self.choices), self, "choices", "a label is given twice")
+        distinct = {label.strip() for label in self.choices}
+        require(len(distinct) == len(self.choices), self, "choices", "a label is given twice")
         require(all(map(is_unicode, self.choices)), self, "choices", "is not UTF-8 text")
-        named = self.output_file is None or Path(self.output_file).name != ""
+        named = self.output_file is None or (self.output_file != "-" and Path(self.output_file).name != "")
         require(named, self, "output_file", "must name a file")
         require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
 

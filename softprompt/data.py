@@ -20,6 +20,7 @@ READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parque
 COLUMNS = ("instruction", "input", "output")
 QUESTION_COLUMNS = ("instruction", "input")
 HELD_OUT_SPLITS = ("validation", "test")
+SCORED_SPLITS = ("test", "validation", "train")  # a held-out split may have chosen the prompt, a test split has not
 DEFAULT_EVAL_FRACTION = 0.1
 MAX_DEFAULT_EVAL_ROWS = 200
 MIN_DEFAULT_EVAL_ROWS = 8  # fewer choose by chance
@@ -66,16 +67,27 @@ def _named_rows(name: str | None, flag: str, wanted: Sequence[str]) -> list[Row]
     return _rows(tables[_choose(tables, wanted, name, flag)], name)
 
 
+def load_split(data: str, split: str | None = None) -> tuple[list[Row], str]:
+    """The rows of one split and what to call them in messages: `split`, else the test, validation or only one.
+
+    Raises:
+        UserError: as `load_splits`, or there is no such split.
+    """
+    tables = _load_tables(data, "--data")
+    if split is not None and split not in tables:
+        raise UserError(f"--split {split}: --data {data} has only {', '.join(tables)}")
+    chosen = _choose(tables, SCORED_SPLITS, data, "--data") if split is None else split
+    name = data if len(tables) == 1 else f"{data} ({chosen})"
+    return _rows(tables[chosen], name), name
+
+
 def load_table(data: str, split: str) -> list[Row]:
     """The rows of one split, by its name.
 
     Raises:
         UserError: as `load_splits`, or there is no such split.
     """
-    tables = _load_tables(data, "--data")
-    if split not in tables:
-        raise UserError(f"--data {data}: has no split {split}, only {', '.join(tables)}")
-    return _rows(tables[split], f"{data} ({split})")
+    return load_split(data, split)[0]
 
 
 def load_questions(data: str) -> tuple[list[Row], str]:

@@ -43,9 +43,14 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
+def encode_question(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of everything in front of the response."""
+    return encode_text(format_question(row.instruction, row.input), tokenizer)
+
+
 def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> EncodedRow:
     """Question, response and the eos id, cut to `max_length` tokens; labels cover response and eos."""
-    question = encode_text(format_question(row.instruction, row.input), tokenizer)
+    question = encode_question(row, tokenizer)
     response = [*encode_text(row.output, tokenizer), tokenizer.eos_token_id]
     return EncodedRow(
         input_ids=(question + response)[:max_length],

@@ -63,6 +63,8 @@ def pack_loss(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack, *,
 @torch.no_grad()
 def pack_scores(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack) -> tuple[Tensor, Tensor]:
     """-log p of each of a pack's targets, `[N]`, and whether it was the most probable id, bool `[N]`."""
+    if not pack.targets:
+        return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
     hidden = pack_hidden_states(base_model, prompt, pack)
     return head_scores(hidden, Head.of(base_model), torch.tensor(pack.targets, device=base_model.device))
 

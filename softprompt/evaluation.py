@@ -17,11 +17,11 @@ ROWS_PER_BATCH = 8
 
 @dataclass(frozen=True)
 class Score:
-    """Of one row or of many: summed cross-entropy, supervised tokens, and how many of them were the most probable."""
+    """Of one row or of many: cross-entropy summed over the supervised tokens, and how many were the most probable."""
 
     loss_sum: float
-    num_supervised: int
     num_correct: int
+    num_supervised: int
 
     @property
     def loss(self) -> float:
@@ -44,7 +44,7 @@ def row_scores(
     """
     limits = {"max_tokens": TOKENS_PER_PASS, "rows_per_batch": ROWS_PER_BATCH}
     scores = {
-        id(row): Score(math.fsum(losses.tolist()), len(losses), int(hits.sum()))
+        id(row): Score(math.fsum(losses.tolist()), int(hits.sum()), len(losses))
         for row, losses, hits in pass_scores(model, rows, pad_token_id=pad_token_id, **limits)
     }
     return [scores[id(row)] for row in rows]
@@ -54,6 +54,6 @@ def total_score(scores: Sequence[Score]) -> Score:
     """One score for all rows: sums, to be divided once."""
     return Score(
         math.fsum(score.loss_sum for score in scores),
-        sum(score.num_supervised for score in scores),
         sum(score.num_correct for score in scores),
+        sum(score.num_supervised for score in scores),
     )

@@ -1,4 +1,6 @@
-"""Run `train.py` and `generate.py` as a user does, in this process or in one of their own, and look at the disk."""
+"""Run `train.py`, `generate.py` and the package's commands as a user does, in this process or in one of their own, and
+look at the disk.
+"""
 
 import hashlib
 import importlib.util
@@ -13,6 +15,8 @@ import pytest
 import torch
 
 from softprompt import command
+from softprompt.__main__ import COMMANDS
+from softprompt.__main__ import main as package_main
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,8 +30,15 @@ class Result:
     err: str
 
 
+def name_of(program: str) -> str:
+    """What stands in front of a complaint."""
+    return "softprompt" if program in COMMANDS else f"{program}.py"
+
+
 def main_of(program: str):
-    """The `main` of `train` or `generate`."""
+    """The `main` of `train`, `generate` or a command of the package such as `evaluate`."""
+    if program in COMMANDS:
+        return lambda argv: package_main([program, *argv])
     spec = importlib.util.spec_from_file_location(f"{program}_command", ROOT / f"{program}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -40,7 +51,7 @@ def run_command(capfd: pytest.CaptureFixture, program: str, *argv: object) -> Re
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     main = main_of(program)
     try:
-        status = command.run(lambda: main([str(word) for word in argv]), prog=f"{program}.py")
+        status = command.run(lambda: main([str(word) for word in argv]), prog=name_of(program))
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)

@@ -15,8 +15,8 @@ from test_data import FORMATS, write
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, answers, load_prompt, save_prompt
-from softprompt.answers import plan_batches
 from softprompt.base import load_base
+from softprompt.batching import plan_batches
 from softprompt.data import load_table
 from softprompt.encoding import encode_text, format_question
 

@@ -9,14 +9,15 @@ import subprocess
 import sys
 
 import pytest
-from commands import ROOT, main_of, run_python
+from commands import ROOT, main_of, name_of, run_python
 
 from softprompt import command
-from softprompt.config import GenerateConfig, TrainConfig
+from softprompt.__main__ import COMMANDS
+from softprompt.config import EvaluateConfig, GenerateConfig, TrainConfig
 from softprompt.errors import Interrupted, UserError
 from softprompt.options import flag
 
-CONFIGS = {"train": TrainConfig, "generate": GenerateConfig}
+CONFIGS = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig}
 # a change here is a decision: other people's scripts use these names
 OPTIONS = {
     "train": """
@@ -31,11 +32,15 @@ OPTIONS = {
         max-length max-new-tokens do-sample top-k top-p temperature repetition-penalty num-return-sequences compare
         seed precision device resume overwrite
     """,
+    "evaluate": """
+        prompt-file data split max-rows model allow-other-base max-length choices eval-generate max-new-tokens
+        per-device-eval-batch-size bootstrap-samples output-file seed precision device overwrite
+    """,
 }
 
 
 def parse(program, *argv):
-    return command.parse(CONFIGS[program], argv, prog=f"{program}.py", description="")
+    return command.parse(CONFIGS[program], argv, prog=name_of(program), description="")
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +78,9 @@ def test_switches():
 def test_values_have_the_types_of_the_fields():
     config = parse("train", "--virtual-tokens", "12", "--learning-rate", "1e-3", "--warmup-steps", "0.1")
     assert (config.virtual_tokens, config.learning_rate, config.warmup_steps) == (12, 1e-3, 0.1)
-    assert parse("train") == TrainConfig() and parse("generate") == GenerateConfig()
+    config = parse("evaluate", "--prompt-file", "a", "b", "--choices", "x", "y z", "--max-rows", "5")
+    assert (config.prompt_file, config.choices, config.max_rows) == (("a", "b"), ("x", "y z"), 5)
+    assert all(parse(program) == config_class() for program, config_class in CONFIGS.items())
 
 
 @pytest.mark.parametrize("program", CONFIGS)
@@ -95,7 +102,7 @@ def test_help_shows_every_option_with_its_default(program, capsys, monkeypatch):
         text = shown[flag(field.name)]
         default = ("on" if field.default else "off") if isinstance(field.default, bool) else repr(field.default)
         assert field.metadata["help"] in text
-        assert f"(default: {default})" in text or (field.default is None and "(default: " in text)
+        assert f"(default: {default})" in text or (field.default in (None, ()) and "(default: " in text)
 
 
 WRONG = {
@@ -164,6 +171,24 @@ WRONG = {
         ("--resume", "--instructions", "x.jsonl", "--resume", "--overwrite"),
         ("--per-device-eval-batch-size", "--per-device-eval-batch-size", "0"),
     ],
+    "evaluate": [
+        ("--nonsense", "--nonsense"),
+        ("--prompt-file", "--prompt-file"),
+        ("--max-rows", "--max-rows", "0"),
+        ("--max-length", "--max-length", "0"),
+        ("--choices", "--choices", "alone"),
+        ("--choices", "--choices", "a", " "),
+        ("--choices", "--choices", "a", "b", " a"),
+        ("--choices", "--choices", "a", "\udcff"),
+        ("--eval-generate", "--eval-generate", "-1"),
+        ("--max-new-tokens", "--max-new-tokens", "0"),
+        ("--per-device-eval-batch-size", "--per-device-eval-batch-size", "0"),
+        ("--bootstrap-samples", "--bootstrap-samples", "0"),
+        ("--output-file", "--output-file", ""),
+        ("--output-file", "--output-file", "-"),
+        ("--seed", "--seed", "-1"),
+        ("--precision", "--precision", "fp8"),
+    ],
 }
 
 
@@ -182,10 +207,10 @@ def test_wrong_values_name_the_flag(program, case, capsys):
 @pytest.mark.parametrize("program", CONFIGS)
 def test_wrong_flag_through_the_command(program, capsys):
     main = main_of(program)
-    assert command.run(lambda: main(["--nonsense"]), prog=f"{program}.py") == 2
+    assert command.run(lambda: main(["--nonsense"]), prog=name_of(program)) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1
-    assert err.startswith(f"{program}.py: error: ") and "--nonsense" in err and "--help" in err
+    assert err.startswith(f"{name_of(program)}: error: ") and "--nonsense" in err and "--help" in err
 
 
 def raising(error):
@@ -256,10 +281,14 @@ def test_reader_that_goes_away(tmp_path):
 @pytest.mark.parametrize("argv", [["--help"], ["--nonsense"]], ids=str)
 @pytest.mark.parametrize("program", CONFIGS)
 def test_help_and_complaints_need_no_torch(program, argv, tmp_path):
+    packaged = program in COMMANDS
+    entry = f"from {'softprompt.__main__' if packaged else program} import main"
+    words = [program, *argv] if packaged else argv
     code = (
-        f"import sys, {program}\n"
+        "import sys\n"
+        f"{entry}\n"
         "from softprompt.errors import UserError\n"
-        f"try: {program}.main({argv})\n"
+        f"try: main({words})\n"
         "except (SystemExit, UserError) as stop: print(type(stop).__name__)\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )

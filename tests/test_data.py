@@ -9,7 +9,7 @@ import pytest
 from commands import run_python, snapshot
 from datasets import Dataset, DatasetDict
 
-from softprompt.data import load_splits
+from softprompt.data import load_split, load_splits
 from softprompt.errors import UserError
 
 TEXTS = [
@@ -377,3 +377,22 @@ for ask in (
         assert "cannot be reached" in text
         assert 1 < float(seconds) < 5  # it did ask, and did not ask again and again
     assert wall < 60
+
+
+def test_the_split_that_is_scored(tmp_path):
+    """A test split before a validation split, which may have chosen the prompt; then the only one, or train."""
+    for split in ("train", "validation", "test"):
+        write(tmp_path, "jsonl", numbered(2, split), split)
+    found = {}
+    for wanted in (None, "train", "validation", "test"):
+        rows, name = load_split(str(tmp_path), wanted)
+        found[wanted] = [row.instruction.split()[0] for row in rows]
+        assert name == f"{tmp_path} ({wanted or 'test'})"
+    assert found == {wanted: [wanted or "test"] * 2 for wanted in found}
+    assert load_split(str(tmp_path / "train.jsonl"))[1] == str(tmp_path / "train.jsonl")
+    (tmp_path / "test.jsonl").unlink()
+    assert load_split(str(tmp_path))[0][0].instruction == "validation 0"
+    (tmp_path / "validation.jsonl").rename(tmp_path / "other.jsonl")
+    assert load_split(str(tmp_path))[0][0].instruction == "train 0"
+    with pytest.raises(UserError, match="--split test: --data .* has only other, train"):
+        load_split(str(tmp_path), "test")

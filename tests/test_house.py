@@ -39,7 +39,10 @@ ORDER = [
     "model",
     "passes",
     "generation",
+    "answering",
+    "metrics",
     "evaluation",
+    "choices",
     "checkpoint",
     "progress",
     "schedule",
@@ -51,6 +54,10 @@ ORDER = [
     "sweep",
     "answer_file",
     "answers",
+    "sides",
+    "scoreboard",
+    "comparison",
+    "__main__",
 ]
 
 

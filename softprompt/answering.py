@@ -1,0 +1,36 @@
+"""Greedy answers to many questions, for exact match: batched by length, given back in the questions' order."""
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from softprompt.batching import plan_batches
+from softprompt.config import GenerateConfig
+from softprompt.generation import generate_batch, text_of
+from softprompt.model import SoftPromptModel
+
+
+def greedy_answers(
+    model: SoftPromptModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    advance: Callable[[int], object] | None = None,
+) -> list[str]:
+    """The answers' texts, without special tokens.
+
+    Args:
+        model: a base with a prompt, or a base alone.
+        questions: ids of each question, as `encoding.encode_question` gives them.
+        advance: told after every batch how many questions it had.
+    """
+    config = GenerateConfig(do_sample=False, max_new_tokens=max_new_tokens)
+    texts: dict[int, str] = {}
+    for places in plan_batches([len(ids) for ids in questions], batch_size):
+        batch = generate_batch(model, tokenizer, config, questions=[questions[place] for place in places])
+        texts |= {place: text_of(answer, tokenizer) for place, (answer,) in zip(places, batch, strict=True)}
+        if advance is not None:
+            advance(len(places))
+    return [texts[place] for place in range(len(questions))]
