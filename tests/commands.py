@@ -1,6 +1,7 @@
-"""Run `train.py` and `generate.py` as a user does, in this process or in one of their own, and look at the disk."""
+"""Run the commands as a user does, in this process or in one of their own, and look at the disk."""
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from softprompt import command
+from softprompt.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,11 +29,18 @@ class Result:
 
 
 def main_of(program: str):
-    """The `main` of `train` or `generate`."""
+    """The `main` of `train`, `generate` or a command of the package."""
+    if program in COMMANDS:
+        return importlib.import_module(COMMANDS[program]).main
     spec = importlib.util.spec_from_file_location(f"{program}_command", ROOT / f"{program}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main
+
+
+def prog_of(program: str) -> str:
+    """What a complaint begins with."""
+    return "softprompt" if program in COMMANDS else f"{program}.py"
 
 
 def run_command(capfd: pytest.CaptureFixture, program: str, *argv: object) -> Result:
@@ -40,7 +49,7 @@ def run_command(capfd: pytest.CaptureFixture, program: str, *argv: object) -> Re
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     main = main_of(program)
     try:
-        status = command.run(lambda: main([str(word) for word in argv]), prog=f"{program}.py")
+        status = command.run(lambda: main([str(word) for word in argv]), prog=prog_of(program))
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)

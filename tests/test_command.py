@@ -9,14 +9,15 @@ import subprocess
 import sys
 
 import pytest
-from commands import ROOT, main_of, run_python
+from commands import ROOT, main_of, prog_of, run_python
 
 from softprompt import command
-from softprompt.config import GenerateConfig, TrainConfig
+from softprompt.__main__ import COMMANDS
+from softprompt.config import GenerateConfig, InspectConfig, TrainConfig
 from softprompt.errors import Interrupted, UserError
 from softprompt.options import flag
 
-CONFIGS = {"train": TrainConfig, "generate": GenerateConfig}
+CONFIGS = {"train": TrainConfig, "generate": GenerateConfig, "inspect": InspectConfig}
 # a change here is a decision: other people's scripts use these names
 OPTIONS = {
     "train": """
@@ -30,11 +31,12 @@ OPTIONS = {
         max-length max-new-tokens do-sample top-k top-p temperature repetition-penalty num-return-sequences compare
         seed precision device resume overwrite
     """,
+    "inspect": "prompt-file model allow-other-base num-nearest run-dir plot overwrite",
 }
 
 
 def parse(program, *argv):
-    return command.parse(CONFIGS[program], argv, prog=f"{program}.py", description="")
+    return command.parse(CONFIGS[program], argv, prog=prog_of(program), description="")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,7 @@ def keep_handlers():
 @pytest.mark.parametrize(
     "argv", [("--max-length", "7"), ("--max_length", "7"), ("--max-length=7",), ("--max_length=7",)]
 )
-@pytest.mark.parametrize("program", CONFIGS)
+@pytest.mark.parametrize("program", ("train", "generate"))
 def test_dashes_and_underscores(program, argv):
     assert parse(program, *argv).max_length == 7
     assert parse(program).max_length != 7
@@ -163,6 +165,15 @@ WRONG = {
         ("--resume", "--instructions", "x.jsonl", "--resume", "--overwrite"),
         ("--per-device-eval-batch-size", "--per-device-eval-batch-size", "0"),
     ],
+    "inspect": [
+        ("--nonsense", "--nonsense"),
+        ("--prompt-file", "--prompt-file", ""),
+        ("--num-nearest", "--num-nearest", "0"),
+        ("--num-nearest", "--num-nearest", "few"),
+        ("--plot", "--plot", "curve.pdf"),
+        ("--plot", "--plot"),
+        ("--overwrite", "--overwrite"),
+    ],
 }
 
 
@@ -181,10 +192,10 @@ def test_wrong_values_name_the_flag(program, case, capsys):
 @pytest.mark.parametrize("program", CONFIGS)
 def test_wrong_flag_through_the_command(program, capsys):
     main = main_of(program)
-    assert command.run(lambda: main(["--nonsense"]), prog=f"{program}.py") == 2
+    assert command.run(lambda: main(["--nonsense"]), prog=prog_of(program)) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1
-    assert err.startswith(f"{program}.py: error: ") and "--nonsense" in err and "--help" in err
+    assert err.startswith(f"{prog_of(program)}: error: ") and "--nonsense" in err and "--help" in err
 
 
 def raising(error):
@@ -255,10 +266,11 @@ def test_reader_that_goes_away(tmp_path):
 @pytest.mark.parametrize("argv", [["--help"], ["--nonsense"]], ids=str)
 @pytest.mark.parametrize("program", CONFIGS)
 def test_help_and_complaints_need_no_torch(program, argv, tmp_path):
+    module = COMMANDS.get(program, program)
     code = (
-        f"import sys, {program}\n"
+        f"import sys, {module}\n"
         "from softprompt.errors import UserError\n"
-        f"try: {program}.main({argv})\n"
+        f"try: {module}.main({argv})\n"
         "except (SystemExit, UserError) as stop: print(type(stop).__name__)\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
