@@ -83,7 +83,8 @@ def figure_of(curve: Curve) -> "Figure":
     figure = Figure(figsize=(5.5 * len(drawn), 4), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         for name, line in panel.lines.items():
-            axes.plot(*zip(*line, strict=True), "o-" if name == HELD_OUT else ".-", label=name)
+            # no line between held-out losses, which may be far apart
+            axes.plot(*zip(*line, strict=True), "o" if name == HELD_OUT else ".-", label=name)
         for name, loss in panel.baselines.items():
             axes.axhline(loss, linestyle="--" if name == NO_PROMPT else ":", color="gray", label=name)
         axes.set(xlabel=panel.x_label, ylabel="loss per supervised token", yscale="log" if panel.log else "linear")

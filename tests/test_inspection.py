@@ -11,6 +11,7 @@ from commands import assert_one_line, run_command, snapshot
 from conftest import HIDDEN_SIZE, VOCAB_SIZE, make_model, make_tokenizer
 
 from softprompt import SoftPromptEmbedding, facts, save_prompt
+from softprompt.__main__ import main
 from softprompt.base import load_base
 from softprompt.columns import display_width, fields, fit, wrap
 from softprompt.config import TrainConfig
@@ -289,6 +290,11 @@ def test_bad_input_is_one_line(argv, wanted, prompt, inspect):
     before = snapshot(folder)
     assert_one_line(inspect(*argv), *wanted)
     assert snapshot(folder) == before
+
+
+def test_the_package_hands_the_command_over(prompt, capsys):
+    main(["inspect", str(prompt), "--num-nearest", "1"])
+    assert capsys.readouterr().out.startswith(f"{prompt}\n")
 
 
 def test_a_base_that_has_moved_is_blamed_on_the_prompt_file(work, inspect, base):
