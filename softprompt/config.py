@@ -289,4 +289,6 @@ class InspectConfig:
         for name in ("prompt_file", "run_dir", "plot"):
             expand_home(self, name)
         require(self.num_nearest >= 1, self, "num_nearest", "must be at least 1")
+        require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
         require(self.plot is None or self.plot.lower().endswith(".png"), self, "plot", "must name a .png file")
+        require(self.plot is not None or not self.overwrite, self, "overwrite", "needs --plot")

@@ -1,70 +1,26 @@
-"""`python -m softprompt sweep`: a small, seeded search for P, rate and start by successive halving on held-out rows.
+"""Search for the number of virtual tokens, the learning rate and the start that suit rows and base."""
 
-Every round trains its trials in full, with twice the steps of the round before, and the better half goes on (Jamieson
-and Talwalkar, 2016); the rate falls to zero within each run, so the trials of a round compare fairly. A trial is a
-run of `train.py` in the sweep's folder, and its prompt file is the record that it is done.
-"""
-
-import contextlib
-import io
-import itertools
-import json
-import random
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt.base import Base, load_base, require_room, resolve_device
-from softprompt.checkpoint import check_same_recipe, last_checkpoint
 from softprompt.command import parse, quiet_libraries
-from softprompt.config import SweepConfig, TrainConfig
+from softprompt.config import SweepConfig
 from softprompt.errors import UserError
-from softprompt.evaluation import row_scores, total_score
-from softprompt.files import require_writable, write_atomic
-from softprompt.initialise import initial_prompt
-from softprompt.model import SoftPromptModel
-from softprompt.options import flag
-from softprompt.prompt import SoftPromptEmbedding, rms
-from softprompt.prompt_file import load_prompt
-from softprompt.report import describe_base
-from softprompt.splits import EncodedSplits, encode_splits, load_rows
-from softprompt.trainer import Trainer, rows_sha256
+from softprompt.files import require_writable
 
+# the sweep folder's record of what it searches, and the sign that the folder is a sweep's
 RECIPE_NAME = "sweep.json"
-LAST_ROUND = 3  # trials; with fewer there is little left to choose
-SHARED = ("model", "data", "eval_data", "eval_fraction", "test_data", "init_text", "max_length", "precision", "seed")
-SHARED += ("per_device_train_batch_size", "gradient_accumulation_steps", "device")
-FREE_ON_RESUME = {
-    "model",
-    "data",
-    "eval_data",
-    "test_data",
-    "prompt_file",
-    "sweep_dir",
-    "device",
-    "resume",
-    "overwrite",
-}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One combination; the rate is relative to the RMS of the initial prompt."""
-
-    virtual_tokens: int
-    relative_rate: float
-    init: str
-
-    @property
-    def name(self) -> str:
-        """For files."""
-        return f"{self.init}-{self.virtual_tokens}-{self.relative_rate:g}"
 
 
 def main(argv: Sequence[str]) -> None:
     """Search as the command line says."""
-    config = parse(SweepConfig, argv, prog="softprompt sweep", description=__doc__.splitlines()[0])
+    config = parse(SweepConfig, argv, prog="python -m softprompt sweep", description=__doc__)
+
+    from softprompt.base import load_base, require_room, resolve_device
+    from softprompt.report import describe_base
+    from softprompt.search import Search
+    from softprompt.splits import encode_splits, load_rows
+
     quiet_libraries()
     check_outputs(config)
     device = resolve_device(config.device)
@@ -75,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     if not rows.eval_rows:
         raise UserError(f"--data {config.data}: no held-out rows to choose by; give --eval-data or --eval-fraction")
     require_room(base.model, max(config.virtual_tokens), rows.longest, flag="--max-length")
-    Sweep(config, base, rows).run()
+    Search(config, base, rows, recipe_file=config.sweep_folder / RECIPE_NAME).run()
 
 
 def check_outputs(config: SweepConfig) -> None:
@@ -85,8 +41,10 @@ def check_outputs(config: SweepConfig) -> None:
         UserError: the prompt file or the sweep folder exists and no flag allows to replace it, or cannot be written.
     """
     prompt_file, folder = Path(config.prompt_file), config.sweep_folder
-    if prompt_file.is_dir() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"--prompt-file {prompt_file}, --sweep-dir {folder}: the first is a file, the second a folder")
+    if prompt_file.is_dir():
+        raise UserError(f"--prompt-file {prompt_file}: is a folder; name a file in it")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--sweep-dir {folder}: is a file; name another folder")
     require_writable(prompt_file.parent, flag=f"--prompt-file {prompt_file}")
     require_writable(folder, flag=f"--sweep-dir {folder}")
     ours = (folder / RECIPE_NAME).is_file()
@@ -98,113 +56,3 @@ def check_outputs(config: SweepConfig) -> None:
         raise UserError(f"--prompt-file {prompt_file}: already there; name another, or replace it with --overwrite")
     if ours:
         raise UserError(f"--sweep-dir {folder}: already there; go on with --resume, or replace it with --overwrite")
-
-
-def choose_trials(config: SweepConfig) -> list[Trial]:
-    """A seeded choice of `--max-trials` combinations."""
-    grid = [Trial(*values) for values in itertools.product(config.virtual_tokens, config.relative_rates, config.init)]
-    grid = list(dict.fromkeys(grid))
-    return random.Random(config.seed).sample(grid, min(config.max_trials, len(grid)))
-
-
-def plan_rounds(num_trials: int, max_steps: int) -> list[tuple[int, int]]:
-    """Trials and steps of every round: half as many trials, twice the steps, up to `max_steps`."""
-    counts = [num_trials]
-    while counts[-1] > LAST_ROUND:
-        counts.append(-(-counts[-1] // 2))
-    return [(count, max(1, max_steps >> (len(counts) - 1 - place))) for place, count in enumerate(counts)]
-
-
-class Sweep:
-    """The rounds of one search, on one loaded base."""
-
-    def __init__(self, config: SweepConfig, base: Base, rows: EncodedSplits) -> None:
-        """Note the recipe in the sweep's folder, or compare it with the one that is there.
-
-        Raises:
-            UserError: `--resume` of a sweep with another recipe.
-        """
-        self.config, self.base, self.rows, self.folder = config, base, rows, config.sweep_folder
-        options = {flag(name): value for name, value in vars(config).items() if name not in FREE_ON_RESUME}
-        recipe = options | {
-            "--model (SHA-256 of its weights)": base.fingerprint.sha256,
-            "--data (SHA-256 of its rows)": rows_sha256(rows.train_rows, rows.eval_rows),
-        }
-        recipe, file = json.loads(json.dumps(recipe)), self.folder / RECIPE_NAME
-        if config.resume and file.exists():
-            check_same_recipe(json.loads(file.read_text("utf-8")), recipe)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, (json.dumps(recipe, indent=1) + "\n").encode())
-
-    def run(self) -> None:
-        """Hold the rounds, write the best trial's prompt, and say how it does on the test rows."""
-        trials, best_file = choose_trials(self.config), None
-        for count, steps in plan_rounds(len(trials), self.config.max_steps):
-            print(
-                f"\nround of {count} trials, {steps} steps each\n{'P':>4} {'init':8}{'rate':>22}   held-out loss",
-                flush=True,
-            )
-            losses = {trial: self._loss(trial, steps) for trial in trials[:count]}
-            trials = sorted(losses, key=losses.get)
-            best_file = self._prompt_file(trials[0], steps)
-        content = best_file.read_bytes()
-        write_atomic(self.config.prompt_file, content)
-        print(f"\nbest: {self._describe(trials[0], losses[trials[0]])}")
-        self._say_test_loss(best_file)
-        print(f"prompt written to {self.config.prompt_file}; the same by itself: {self._command(trials[0])}")
-
-    def _loss(self, trial: Trial, steps: int) -> float:
-        """The held-out loss of a trial's kept prompt; what an earlier sweep finished is not run again."""
-        file = self._prompt_file(trial, steps)
-        if not (self.config.resume and file.exists()):
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._train(trial, steps, file)
-        loss = json.loads(load_prompt(file).metadata["training"])["held_out_loss"]["trained_prompt"]
-        print(self._describe(trial, loss), flush=True)
-        return loss
-
-    def _train(self, trial: Trial, steps: int, file: Path) -> None:
-        prompt = self._initial(trial)
-        shared = {name: getattr(self.config, name) for name in SHARED}
-        config = TrainConfig(
-            **shared, prompt_file=str(file), max_steps=steps, init=trial.init, virtual_tokens=trial.virtual_tokens,
-            learning_rate=self._rate(trial, prompt), save_steps=steps, resume=self.config.resume,
-        )  # fmt: skip
-        model = SoftPromptModel(self.base.model, prompt)
-        trainer = Trainer(model, self.base, self.rows.train_rows, self.rows.eval_rows, config)
-        checkpoint = last_checkpoint(config.run_folder) if config.resume else None
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-        trainer.run()
-
-    def _initial(self, trial: Trial) -> SoftPromptEmbedding:
-        options = {"init": trial.init, "virtual_tokens": trial.virtual_tokens}
-        config = TrainConfig(**options, init_text=self.config.init_text, seed=self.config.seed)
-        return initial_prompt(config, self.base)
-
-    def _rate(self, trial: Trial, prompt: SoftPromptEmbedding) -> float:
-        return trial.relative_rate * rms(prompt.weight).item()
-
-    def _prompt_file(self, trial: Trial, steps: int) -> Path:
-        return self.folder / f"{trial.name}-{steps}.safetensors"
-
-    def _describe(self, trial: Trial, loss: float) -> str:
-        rate = f"{self._rate(trial, self._initial(trial)):.3g} ({trial.relative_rate:g} x RMS)"
-        return f"{trial.virtual_tokens:4d} {trial.init:8}{rate:>22}   {loss:.4f}"
-
-    def _say_test_loss(self, file: Path) -> None:
-        """The one look at the test rows."""
-        if not self.rows.test_rows:
-            return
-        model = SoftPromptModel(self.base.model, SoftPromptEmbedding.from_tensor(load_prompt(file).weight))
-        score = total_score(row_scores(model, self.rows.test_rows, pad_token_id=self.base.pad_token_id))
-        print(f"test loss with this prompt: {score.loss:.4f}  token accuracy {score.accuracy:.1%}")
-
-    def _command(self, trial: Trial) -> str:
-        """`train.py` with what differs from its defaults."""
-        default = TrainConfig()
-        words = {name: getattr(self.config, name) for name in SHARED}
-        words |= {"virtual_tokens": trial.virtual_tokens, "init": trial.init, "max_steps": self.config.max_steps}
-        words |= {"learning_rate": float(f"{self._rate(trial, self._initial(trial)):.6g}")}
-        given = [[flag(name), str(value)] for name, value in words.items() if value != getattr(default, name)]
-        return shlex.join(["python", "train.py", *itertools.chain.from_iterable(given)])

@@ -13,11 +13,17 @@ from commands import ROOT, main_of, name_of, run_python
 
 from softprompt import command
 from softprompt.__main__ import COMMANDS
-from softprompt.config import EvaluateConfig, GenerateConfig, TrainConfig
+from softprompt.config import EvaluateConfig, GenerateConfig, InspectConfig, SweepConfig, TrainConfig
 from softprompt.errors import Interrupted, UserError
 from softprompt.options import flag
 
-CONFIGS = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig}
+CONFIGS = {
+    "train": TrainConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "inspect": InspectConfig,
+    "sweep": SweepConfig,
+}
 # a change here is a decision: other people's scripts use these names
 OPTIONS = {
     "train": """
@@ -35,6 +41,12 @@ OPTIONS = {
     "evaluate": """
         prompt-file data split max-rows model allow-other-base max-length choices eval-generate max-new-tokens
         per-device-eval-batch-size bootstrap-samples output-file seed precision device overwrite
+    """,
+    "inspect": "prompt-file model allow-other-base num-nearest run-dir plot overwrite",
+    "sweep": """
+        model data prompt-file sweep-dir virtual-tokens relative-rates init init-text max-trials max-steps max-length
+        per-device-train-batch-size gradient-accumulation-steps eval-data eval-fraction test-data precision seed device
+        resume overwrite
     """,
 }
 
@@ -139,6 +151,8 @@ WRONG = {
         ("--eval-steps", "--eval-steps", "0"),
         ("--eval-fraction", "--eval-fraction", "1"),
         ("--eval-fraction", "--eval-fraction", "0.1", "--eval-data", "x.json"),
+        ("--early-stopping-patience", "--early-stopping-patience", "0"),
+        ("--eval-generate", "--eval-generate", "-1"),
         ("--seed", "--seed", "-1"),
         ("--seed", "--seed", str(2**63)),
         ("--prompt-file", "--prompt-file", ""),
@@ -188,6 +202,33 @@ WRONG = {
         ("--output-file", "--output-file", "-"),
         ("--seed", "--seed", "-1"),
         ("--precision", "--precision", "fp8"),
+    ],
+    "inspect": [
+        ("--nonsense", "--nonsense"),
+        ("--prompt-file", "--prompt-file", ""),
+        ("--num-nearest", "--num-nearest", "0"),
+        ("--num-nearest", "--num-nearest", "few"),
+        ("--plot", "--plot", "curve.pdf"),
+        ("--plot", "--plot"),
+        ("--overwrite", "--overwrite"),
+    ],
+    "sweep": [
+        ("--nonsense", "--nonsense"),
+        ("--virtual-tokens", "--virtual-tokens", "4", "0"),
+        ("--virtual-tokens", "--virtual-tokens"),
+        ("--relative-rates", "--relative-rates", "0.1", "-1"),
+        ("--relative-rates", "--relative-rates", "nan"),
+        ("--init", "--init", "text", "telepathy"),
+        ("--max-trials", "--max-trials", "0"),
+        ("--max-steps", "--max-steps", "0"),
+        ("--max-length", "--max-length", "0"),
+        ("--per-device-train-batch-size", "--per-device-train-batch-size", "0"),
+        ("--gradient-accumulation-steps", "--gradient-accumulation-steps", "0"),
+        ("--eval-fraction", "--eval-fraction", "0"),
+        ("--eval-fraction", "--eval-fraction", "0.1", "--eval-data", "x.json"),
+        ("--seed", "--seed", "-1"),
+        ("--resume", "--resume", "--overwrite"),
+        ("--prompt-file", "--prompt-file", ""),
     ],
 }
 

@@ -7,7 +7,7 @@ import shlex
 import pytest
 from commands import Result, assert_one_line, main_of, snapshot
 
-from softprompt import command, load_prompt, sweep
+from softprompt import command, load_prompt, search, sweep
 from softprompt.config import SweepConfig
 from softprompt.errors import Interrupted
 from softprompt.trainer import Trainer
@@ -16,7 +16,7 @@ GRID = ["--virtual-tokens", "2", "5", "--relative-rates", "0.01", "1", "--init",
 
 
 @pytest.fixture
-def search(capfd, model_folder, rows_file, tmp_path, monkeypatch):
+def searched(capfd, model_folder, rows_file, tmp_path, monkeypatch):
     """A sweep of eight trials in `tmp_path`, as a user runs it."""
     monkeypatch.chdir(tmp_path)
 
@@ -46,10 +46,10 @@ def held_out_loss(file):
 
 
 def test_trials_are_a_seeded_choice_of_the_grid():
-    first, again, other = (sweep.choose_trials(SweepConfig(seed=seed, max_trials=10)) for seed in (1, 1, 2))
+    first, again, other = (search.choose_trials(SweepConfig(seed=seed, max_trials=10)) for seed in (1, 1, 2))
     assert first == again != other and len(set(first)) == 10
-    assert len(sweep.choose_trials(SweepConfig(max_trials=100))) == 18
-    assert len(sweep.choose_trials(SweepConfig(virtual_tokens=(3, 3), init=("text",), relative_rates=(0.3,)))) == 1
+    assert len(search.choose_trials(SweepConfig(max_trials=100))) == 18
+    assert len(search.choose_trials(SweepConfig(virtual_tokens=(3, 3), init=("text",), relative_rates=(0.3,)))) == 1
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_trials_are_a_seeded_choice_of_the_grid():
     [(12, [(12, 50), (6, 100), (3, 200)]), (3, [(3, 200)]), (1, [(1, 200)]), (7, [(7, 50), (4, 100), (2, 200)])],
 )
 def test_every_round_has_half_the_trials_and_twice_the_steps(trials, rounds):
-    assert sweep.plan_rounds(trials, 200) == rounds
-    assert all(steps >= 1 for _, steps in sweep.plan_rounds(64, 2))
+    assert search.plan_rounds(trials, 200) == rounds
+    assert all(steps >= 1 for _, steps in search.plan_rounds(64, 2))
 
 
-def test_the_best_trial_of_the_last_round_is_written_and_its_command_repeats_it(search, tmp_path):
-    result = search()
+def test_the_best_trial_of_the_last_round_is_written_and_its_command_repeats_it(searched, tmp_path):
+    result = searched()
     assert result.status == 0 and result.err == ""
     finals = {path: held_out_loss(path) for path in (tmp_path / "prompt.sweep").glob("*-12.safetensors")}
     assert len(finals) == 2
@@ -77,8 +77,8 @@ def test_the_best_trial_of_the_last_round_is_written_and_its_command_repeats_it(
     assert held_out_loss("again.safetensors") == pytest.approx(finals[best], rel=1e-4)
 
 
-def test_a_round_keeps_the_better_half(search, tmp_path):
-    search()
+def test_a_round_keeps_the_better_half(searched, tmp_path):
+    searched()
     losses = [
         {
             path.name.rsplit("-", 1)[0]: held_out_loss(path)
@@ -91,8 +91,8 @@ def test_a_round_keeps_the_better_half(search, tmp_path):
         assert set(after) == set(sorted(before, key=before.get)[: len(after)])
 
 
-def test_a_stopped_sweep_goes_on_to_the_same_prompt(search, tmp_path, monkeypatch):
-    whole = search("--prompt-file", "whole.safetensors")
+def test_a_stopped_sweep_goes_on_to_the_same_prompt(searched, tmp_path, monkeypatch):
+    whole = searched("--prompt-file", "whole.safetensors")
     ran, real = [], Trainer.run
 
     def run(self):
@@ -102,28 +102,28 @@ def test_a_stopped_sweep_goes_on_to_the_same_prompt(search, tmp_path, monkeypatc
         return real(self)
 
     monkeypatch.setattr(Trainer, "run", run)
-    assert search().status == 130
+    assert searched().status == 130
     assert not (tmp_path / "prompt.safetensors").exists()
-    assert_one_line(search(), "--sweep-dir", "--resume", "--overwrite")
-    assert_one_line(search("--resume", "--max-steps", 16), "--resume", "--max-steps")
+    assert_one_line(searched(), "--sweep-dir", "--resume", "--overwrite")
+    assert_one_line(searched("--resume", "--max-steps", 16), "--resume", "--max-steps")
     ran[:] = [""] * 10
-    resumed = search("--resume")
+    resumed = searched("--resume")
     assert resumed.status == whole.status == 0 and len(ran) == 10 + 14 - 3
     assert (tmp_path / "prompt.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
-def test_nothing_that_is_there_is_replaced(search, tmp_path):
+def test_nothing_that_is_there_is_replaced(searched, tmp_path):
     (tmp_path / "prompt.safetensors").write_text("precious")
     before = snapshot(tmp_path)
-    assert_one_line(search(), "--prompt-file", "--overwrite")
+    assert_one_line(searched(), "--prompt-file", "--overwrite")
     (tmp_path / "prompt.safetensors").unlink()
     (tmp_path / "prompt.sweep").mkdir()
     (tmp_path / "prompt.sweep" / "mine.txt").write_text("mine")
-    assert_one_line(search("--overwrite"), "--sweep-dir", "no sweep wrote")
+    assert_one_line(searched("--overwrite"), "--sweep-dir", "no sweep wrote")
     assert (tmp_path / "prompt.sweep" / "mine.txt").read_text() == "mine" and before
 
 
-def test_without_held_out_rows_there_is_nothing_to_choose_by(search, model_folder, rows_file, capfd):
+def test_without_held_out_rows_there_is_nothing_to_choose_by(searched, model_folder, rows_file, capfd):
     argv = ["--model", str(model_folder), "--data", str(rows_file)]
     status = command.run(lambda: sweep.main(argv), prog="softprompt")
     assert_one_line(Result(status, *capfd.readouterr()), "--eval-data", "--eval-fraction")

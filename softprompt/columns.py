@@ -1,0 +1,62 @@
+"""Text in the columns of a terminal, where a Chinese character takes two: cut, padded, wrapped and aligned."""
+
+import unicodedata
+from collections.abc import Iterable
+
+COLUMNS = 100
+
+
+def display_width(text: str) -> int:
+    """Columns that `text` takes."""
+    return sum(_width(character) for character in text)
+
+
+def fit(text: str, columns: int) -> str:
+    """`text` in exactly so many columns: padded on the right, or cut and ended with dots."""
+    if display_width(text) > columns:
+        text = _head(text, columns - 3) + "..."
+    return text + " " * (columns - display_width(text))
+
+
+def wrap(text: str, columns: int) -> list[str]:
+    """Lines of at most so many columns, broken at spaces where there are any."""
+    lines = []
+    while display_width(text) > columns:
+        head = _head(text, columns)
+        at_space = head if text[len(head)] == " " else head.rpartition(" ")[0]
+        line = at_space or head
+        lines.append(line.rstrip())
+        text = text[len(line) :].lstrip()
+    return [*lines, text]
+
+
+def fields(pairs: Iterable[tuple[str, str]], *, columns: int = COLUMNS) -> str:
+    """Names on the left, what belongs to them aligned and wrapped on the right."""
+    pairs = list(pairs)
+    margin = max(display_width(name) for name, _ in pairs) + 4
+    lines = []
+    for name, text in pairs:
+        for place, part in enumerate(wrap(text, columns - margin)):
+            lines.append(fit("  " + name if place == 0 else "", margin) + part)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def visible(text: str) -> str:
+    """`text` as it is if it shows, else with line breaks and the like escaped."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _head(text: str, columns: int) -> str:
+    """As much of the beginning as fits."""
+    taken = 0
+    for place, character in enumerate(text):
+        taken += _width(character)
+        if taken > columns:
+            return text[:place]
+    return text
+
+
+def _width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
