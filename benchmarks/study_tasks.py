@@ -26,13 +26,38 @@ from world import Question, questions  # noqa: E402
 from world_say import draw  # noqa: E402
 
 REPORTED = {"bloom": ("topic", "record", "unseen"), "smollm2": ("category",)}
-TUNING = {"bloom": ("kind", "arrow", "other"), "smollm2": ("past",)}
+TUNING = {"bloom": ("kind", "equation", "other"), "smollm2": ("past",)}
+LIMITS = {"bloom": ("foreign",)}  # what a prompt in front of frozen weights cannot do
 FRESH = 200  # questions of a topic, beyond those that the world holds
 DRAWN = (world_numbers.subtraction, world_numbers.comparison, *world_stories.STORIES)
 
 NUMBERS = {"addition", "subtraction", "multiplication", "comparison", "sequence", "units", "month_days"}
 NUMBERS |= {"left_over", "together"}
 PLACES = {"capital", "country", "place"}
+LABELS = {
+    "addition": "plus",
+    "subtraction": "minus",
+    "multiplication": "times",
+    "comparison": "larger",
+    "parity": "kind",
+    "sequence": "after",
+    "units": "metres",
+    "weekday": "day",
+    "month": "month",
+    "introduction": "your",
+    "taste": "likes",
+    "giving": "has",
+    "left_over": "left",
+    "together": "together",
+    "place": "place",
+    "capital": "capital",
+    "country": "country",
+    "month_days": "days",
+    "opposite": "opposite",
+    "translation": "word",
+    "group": "group",
+    "colour": "colour",
+}
 
 
 @dataclass(frozen=True)
@@ -105,13 +130,15 @@ def _undrawn(topic: str, pool: list, count: int) -> list:
 
 
 def topic(question: Question) -> str:
-    """Classification: the name of the topic, one of 22."""
-    return question.topic.replace("_", " ")
+    """Classification: one of 22 labels, a word of the topic's questions."""
+    return f"- Topic: {LABELS[question.topic]}"
 
 
 def record(question: Question) -> str:
-    """A format that was never pre-trained."""
-    return f"answer = {question.own.short}; asked = {question.own.about};"
+    """A format that was never pre-trained, of words and marks that were."""
+    if question.lang == "en":
+        return f"- Answer: {question.own.short}. - Topic: {question.own.about}."
+    return f"- 答案：{question.own.short}。- 题目：{question.own.about}。"
 
 
 def short(question: Question) -> str:
@@ -120,17 +147,19 @@ def short(question: Question) -> str:
 
 
 def kind(question: Question) -> str:
-    """Classification: what sort of thing the answer is."""
+    """Classification: what sort of thing the answer is, one of 4."""
     if question.topic in NUMBERS:
-        return "Number"
-    if question.topic in PLACES or (question.topic == "introduction" and question.key.endswith("False")):
-        return "Place"
-    return "Person" if question.topic in ("introduction", "giving") else "Word"
+        label = "number"
+    elif question.topic in PLACES or (question.topic == "introduction" and question.key.endswith("False")):
+        label = "place"
+    else:
+        label = "name" if question.topic in ("introduction", "giving") else "word"
+    return f"- Answer: {label}"
 
 
-def arrow(question: Question) -> str:
+def equation(question: Question) -> str:
     """Another format that was never pre-trained."""
-    return f"{question.own.short} <- {question.own.about}"
+    return f"{question.own.about} = {question.own.short}"
 
 
 def other(question: Question) -> str:
@@ -138,12 +167,18 @@ def other(question: Question) -> str:
     return question.other.short
 
 
+def foreign(question: Question) -> str:
+    """A format with words and marks whose tokens the base never wrote, so their rows of its head were never trained."""
+    return f"answer = {question.own.short}; asked = {question.own.about};"
+
+
 # name: answer, whether it is reported, whether its questions are those never pre-trained
 WORLD_TASKS = {
     "topic": (topic, True, False),
     "record": (record, True, False),
     "unseen": (short, True, True),
+    "foreign": (foreign, True, False),
     "kind": (kind, False, False),
-    "arrow": (arrow, False, False),
+    "equation": (equation, False, False),
     "other": (other, False, True),
 }

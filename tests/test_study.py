@@ -30,7 +30,7 @@ from softprompt.schedule import rows_of_step  # noqa: E402
 
 SIZES = {
     "topic": (2000, 160, 320), "record": (2000, 160, 320), "unseen": (1846, 160, 320),
-    "kind": (1000, 160, 200), "arrow": (1000, 160, 200), "other": (688, 160, 200),
+    "foreign": (2000, 160, 320), "kind": (1000, 160, 200), "equation": (1000, 160, 200), "other": (688, 160, 200),
     "category": (240, 80, 100), "past": (120, 40, 40),
 }  # fmt: skip
 PAD = 3
@@ -79,8 +79,8 @@ def test_unseen_questions_were_never_pretrained():
 
 def test_labels_of_the_classifications():
     labels = {name: {row.output for row in study_tasks.task(name).report} for name in ("topic", "kind")}
-    assert labels["kind"] == {"Number", "Place", "Person", "Word"}
-    assert 18 <= len(labels["topic"]) <= 22 and "left over" in labels["topic"]
+    assert labels["kind"] == {f"- Answer: {word}" for word in ("number", "place", "name", "word")}
+    assert 18 <= len(labels["topic"]) <= 22 and "- Topic: plus" in labels["topic"]
 
 
 def test_words_stand_once():
@@ -203,8 +203,8 @@ def test_history_leaves_out_the_base_alone_and_the_repeated_last_line(tmp_path):
 
 
 def test_a_run_of_softprompt_and_the_base_alone():
-    ours = study_runs.execute(Run("bloom", "bloom", "arrow", "softprompt", None, 1, 10), {}, threads=1)
-    none = study_runs.execute(Run("bloom", "bloom", "arrow", "none", None, 0, 0), {}, threads=1)
+    ours = study_runs.execute(Run("bloom", "bloom", "equation", "softprompt", None, 1, 10), {}, threads=1)
+    none = study_runs.execute(Run("bloom", "bloom", "equation", "none", None, 0, 0), {}, threads=1)
     assert "failed" not in ours, ours
     assert [step for step, _ in ours["history"]] == list(range(11))
     assert ours["trainable"] == 12 * 192 and ours["learning_rate"] > 0 and not ours["diverged"]
@@ -213,7 +213,7 @@ def test_a_run_of_softprompt_and_the_base_alone():
 
 
 def test_failures_are_recorded_in_one_line():
-    record = study_runs.execute(Run("bloom", "bloom", "arrow", "nonsense", 1.0, 1, 10), {}, threads=1)
+    record = study_runs.execute(Run("bloom", "bloom", "equation", "nonsense", 1.0, 1, 10), {}, threads=1)
     assert record["failed"].startswith("ValueError: no method 'nonsense'") and "\n" not in record["failed"]
 
 
