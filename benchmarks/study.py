@@ -1,0 +1,118 @@
+"""The quality study: softprompt's defaults against PEFT's methods and full fine-tuning, by held-out loss.
+
+usage: python benchmarks/study.py --stage {bloom,smollm2,scales} [--jobs N] [--threads T] [--minutes M] [--list]
+       python benchmarks/study.py --report
+
+Every finished run is a line of --results and is not run again, so a stopped study goes on with the same command.
+"""
+
+import argparse
+import multiprocessing
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+
+from home import ROOT
+from shapes import DEFAULT_CACHE
+from study_plan import ALL_METHODS, STAGES, final_runs, search_runs, tasks_of
+from study_report import write_report
+from study_results import Results
+from study_runs import Run, execute
+from study_smollm2 import NAME
+from study_tasks import REPORTED, TUNING
+
+from softprompt.command import quiet_libraries
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run or list what is to be done, or write the report."""
+    options = parse(argv)
+    quiet_libraries()
+    results = Results(options.results)
+    if options.report:
+        print(*write_report(results, options.document), sep="\n")
+        return
+    tasks = options.tasks or tasks_of(options.stage)
+    begin = time.monotonic()
+    if options.list:
+        runs = search_runs(options.stage, options.methods, tasks)
+        runs += final_runs(options.stage, options.methods, tasks, results)
+        show(results.pending(runs, options.retry), results)
+        return
+    for plan in (
+        lambda: search_runs(options.stage, options.methods, tasks),
+        lambda: final_runs(options.stage, options.methods, tasks, results),
+    ):
+        runs = results.pending(plan(), options.retry)
+        work(runs, results, options, begin + 60 * options.minutes)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stage", choices=STAGES, default="bloom")
+    parser.add_argument("--methods", nargs="+", choices=ALL_METHODS, default=ALL_METHODS)
+    known = [task for table in (REPORTED, TUNING) for names in table.values() for task in names]
+    parser.add_argument("--tasks", nargs="+", choices=known, help="default: the tasks that are reported")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that run side by side")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads of each")
+    parser.add_argument("--minutes", type=float, default=90, help="start no run after so many (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "quality.jsonl")
+    parser.add_argument("--retry", action="store_true", help="do failed runs again")
+    parser.add_argument("--list", action="store_true", help="only print what is to do")
+    parser.add_argument("--report", action="store_true", help="only write the tables and plots")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "quality.md", help="where --report writes")
+    parser.add_argument("--smollm2", type=Path, default=DEFAULT_CACHE / NAME, help="made by study_smollm2.py")
+    return parser.parse_args(argv)
+
+
+def work(runs: list[Run], results: Results, options: argparse.Namespace, deadline: float) -> None:
+    """Do `runs` in order, `--jobs` at a time; none is started after the deadline."""
+    folders, todo = {"smollm2": str(options.smollm2)}, list(runs)
+    context = multiprocessing.get_context("spawn")  # a fork would share PyTorch's threads
+    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+        under_way = set()
+        while todo or under_way:
+            while todo and len(under_way) < options.jobs and time.monotonic() < deadline:
+                under_way.add(pool.submit(execute, todo.pop(0), folders, options.threads))
+            if not under_way:
+                print(f"--minutes are over; {len(todo)} runs are left", flush=True)
+                return
+            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                record = future.result()
+                results.add(record)
+                print(f"{line(record)}; about {minutes(todo, results, options.jobs)} left", flush=True)
+
+
+def line(record: dict) -> str:
+    """What a run gave, in one line."""
+    run = Run(**{name: record[name] for name in Run.__dataclass_fields__})
+    if "failed" in record:
+        return f"{run}: failed: {record['failed']}"
+    at = f" (step {record['best_step']})" if "best_step" in record else ""
+    losses = f"select {record['best_select']:.4f}{at}, report {record['report_loss']:.4f}"
+    return f"{run}: {losses}{', diverged' * record.get('diverged', False)}, {record['seconds']:.0f} s"
+
+
+def minutes(runs: list[Run], results: Results, jobs: int) -> str:
+    """How long `runs` take, by what runs of the same kind took; + where a kind was not seen yet."""
+    took = defaultdict(list)
+    for record in results:
+        if "failed" not in record:
+            took[record["model"], record["method"]].append(record["seconds"] / max(record["steps"], 1))
+    costs = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
+    known = [costs[run.model, run.method] * max(run.steps, 1) for run in runs if (run.model, run.method) in costs]
+    return f"{sum(known) / 60 / jobs:.0f}{'+' * (len(known) < len(runs))} minutes"
+
+
+def show(runs: list[Run], results: Results) -> None:
+    """The plan as far as it is known: winners follow from searches."""
+    for run in runs:
+        print(run)
+    print(f"{len(runs)} runs, about {minutes(runs, results, 1)} one after another")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What the study runs: rates, seeds and steps of every method, and the order in which they come."""
+
+from collections.abc import Sequence
+
+from study_peers import METHODS
+from study_results import Results
+from study_runs import Run
+from study_tasks import REPORTED
+
+STAGES = ("bloom", "smollm2", "scales")
+ALL_METHODS = (*METHODS, "none", "softprompt")
+STEPS = {"bloom": 240, "smollm2": 150}
+SEARCH_SHARE = 3  # a rate is searched at a third of the steps
+SEARCH_SEED = 0
+SEEDS = (1, 2, 3)
+OUR_SEEDS = (1, 2, 3, 4, 5)
+TUTORIAL_RATE = 5e-5
+PROMPT_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+RATES = {
+    "prompt-text": PROMPT_RATES,
+    "prompt-vocab": PROMPT_RATES,
+    "p-tuning": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "prefix": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "full": (3e-5, 1e-4, 3e-4, 1e-3),
+}
+SMALL_MODEL_RATES = {"full": (*RATES["full"], 3e-3)}  # of the embedded BLOOM
+ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
+SCALES = (0.1, 1.0, 10.0)
+SCALES_TASK = {"bloom": "record", "smollm2": "category"}
+
+
+def rates_of(model: str, method: str) -> tuple[float, ...]:
+    """The grid of a peer."""
+    small = SMALL_MODEL_RATES if model == "bloom" else {}
+    return small.get(method, RATES.get(method, ()))
+
+
+def search_runs(stage: str, methods: Sequence[str], tasks: Sequence[str]) -> list[Run]:
+    """Every rate of every peer, with one seed and a third of the steps. softprompt has its default, and no search."""
+    if stage == "scales":
+        return []
+    steps = STEPS[stage] // SEARCH_SHARE
+    return [
+        Run(stage, stage, task, method, rate, SEARCH_SEED, steps)
+        for method in METHODS
+        if method in methods
+        for task in tasks
+        for rate in rates_of(stage, method)
+    ]
+
+
+def final_runs(stage: str, methods: Sequence[str], tasks: Sequence[str], results: Results) -> list[Run]:
+    """All steps and several seeds, for the winner of every search that is done; softprompt comes last."""
+    if stage == "scales":
+        return scale_runs() if "softprompt" in methods else []
+    steps, runs = STEPS[stage], []
+    if "none" in methods:
+        runs += [Run(stage, stage, task, "none", None, 0, 0) for task in tasks]
+    for method in METHODS:
+        for task in tasks if method in methods else ():
+            winner = best_rate(stage, stage, task, method, results)
+            rates = [winner] if winner else []
+            rates += [TUTORIAL_RATE] if method == "prompt-text" else []
+            runs += [Run(stage, stage, task, method, rate, seed, steps) for rate in rates for seed in SEEDS]
+    if "softprompt" in methods:
+        runs += [Run(stage, stage, task, "softprompt", None, seed, steps) for task in tasks for seed in OUR_SEEDS]
+    return runs
+
+
+def scale_runs() -> list[Run]:
+    """softprompt at several rates relative to the prompt's RMS, on bases whose embeddings differ in scale."""
+    bases = [("bloom", scale, SEEDS) for scale in SCALES] + [("smollm2", 1.0, SEEDS[:1])]
+    return [
+        Run("scales", model, SCALES_TASK[model], "softprompt", None, seed, STEPS[model], alpha=alpha, scale=scale)
+        for model, scale, seeds in bases
+        for alpha in ALPHAS
+        for seed in seeds
+    ]
+
+
+def best_rate(stage: str, model: str, task: str, method: str, results: Results) -> float | None:
+    """The rate whose search run had the lowest selected held-out loss; None until the search is done."""
+    steps = STEPS[model] // SEARCH_SHARE
+    wanted = [Run(stage, model, task, method, rate, SEARCH_SEED, steps) for rate in rates_of(model, method)]
+    if not all(run in results for run in wanted):
+        return None
+    found = [results[run] for run in wanted if "failed" not in results[run]]
+    return min(found, key=lambda record: record["best_select"])["rate"] if found else None
+
+
+def tasks_of(stage: str) -> tuple[str, ...]:
+    """The reported tasks of a stage."""
+    return REPORTED.get(stage, ())

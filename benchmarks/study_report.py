@@ -1,0 +1,180 @@
+"""The study's tables and plots: `docs/quality.md` between two markers, `docs/quality-*.png` beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from study_plan import STEPS, best_rate, rates_of
+from study_results import Results
+from study_summary import (
+    TITLES,
+    Side,
+    best_prompt_tuning,
+    half_interval,
+    scale_table,
+    share_of_gain,
+    sides_of,
+    steps_to,
+    targets,
+)
+from study_tasks import REPORTED
+
+from softprompt.files import write_atomic
+
+BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+NAMES = {"bloom": "the embedded BLOOM", "smollm2": "SmolLM2-135M"}
+
+
+def write_report(results: Results, document: Path) -> list[Path]:
+    """Put the tables into `document` and draw the plots beside it; returns what was written."""
+    text = document.read_text("utf-8") if document.exists() else f"# Quality\n\n{BEGIN}\n{END}\n"
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{document}: no place for the tables; put {BEGIN} and {END} there")
+    before, rest = text.split(BEGIN, 1)
+    _, after = rest.split(END, 1)
+    plots = draw_plots(results, document)
+    tables = "\n\n".join(sections(results, plots))
+    write_atomic(document, f"{before}{BEGIN}\n{tables}\n{END}{after}".encode())
+    return [document, *plots.values()]
+
+
+def sections(results: Results, plots: dict[str, Path]) -> list[str]:
+    """Every table under its heading, as Markdown."""
+    records = list(results)
+    parts = ["### Targets", table_of_targets(records)]
+    for model, tasks in REPORTED.items():
+        found = {task: sides_of(records, model, task) for task in tasks}
+        found = {task: sides for task, sides in found.items() if len(sides) > 1}
+        if not found:
+            continue
+        parts.append(f"### On {NAMES[model]}: {STEPS[model]} steps of 8 rows")
+        if model in plots:
+            parts.append(f"![held-out loss over steps on {NAMES[model]}]({plots[model].name})")
+        for task, sides in found.items():
+            parts += [f"**{task}**", table_of_task(sides, STEPS[model])]
+        parts += ["The search behind it (best held-out loss of one seed):", table_of_search(results, model, found)]
+    rows = scale_table(records)
+    if rows:
+        parts += ["### Rates relative to the prompt's RMS", table_of_scales(rows)]
+    failed = [record for record in records if "failed" in record]
+    if failed:
+        parts += ["### Runs that failed", "\n".join(sorted({f"- {_what(run)}: {run['failed']}" for run in failed}))]
+    return parts
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; the first column is text, the others numbers."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def table_of_targets(records: Sequence[dict]) -> str:
+    """What was to be reached and what was."""
+    rows = [[what, must, aim, "; ".join(found) or "-"] for what, must, aim, found in targets(records, REPORTED)]
+    return table(["target", "must", "aim", "measured"], rows)
+
+
+def table_of_task(sides: dict[str, Side], steps: int) -> str:
+    """Every side of one task."""
+    peer = best_prompt_tuning(sides)
+    rows = [_row(name, side, sides, peer, steps) for name, side in sides.items()]
+    head = ["side", "rate", "trained", "report loss", "against PEFT's best prompt", "share of full's gain"]
+    return table([*head, "steps to PEFT's final loss", "diverged", "s a run"], rows)
+
+
+def _row(name: str, side: Side, sides: dict[str, Side], peer: Side | None, steps: int) -> list[str]:
+    half, first = half_interval(side.losses), side.runs[0]
+    loss = f"{side.loss:.4f}" + (f" ± {half:.4f}" if half is not None else "") + f" (n={len(side.runs)})"
+    ratio = f"{side.loss / peer.loss:.3f}" if peer else "-"
+    share = share_of_gain(sides, name, "full")
+    gain = "-" if share is None else f"{share:.1%}"
+    if name == "none":
+        return [TITLES[name], "-", "0", loss, ratio, gain, "-", "-", "-"]
+    rates = sorted({run["learning_rate"] for run in side.runs})
+    reached = steps_to(side, peer.final_select) if peer else None
+    return [
+        TITLES[name],
+        "-".join(f"{rate:.3g}" for rate in rates[:1] + rates[1:][-1:]),
+        f"{first['trainable']:,}",
+        loss,
+        ratio,
+        gain,
+        f"{reached} of {steps}" if reached is not None else "-",
+        f"{sum(run['diverged'] for run in side.runs)} of {len(side.runs)}",
+        f"{sum(run['seconds'] for run in side.runs) / len(side.runs):.0f}",
+    ]
+
+
+def table_of_search(results: Results, model: str, tasks: dict[str, dict]) -> str:
+    """Every rate of every grid; the winners are bold."""
+    steps, rows = STEPS[model] // 3, []
+    for task in tasks:
+        for method in TITLES:
+            grid = rates_of(model, method)
+            found = {run["rate"]: run for run in results if _is_search(run, model, task, method, steps)}
+            if grid and found:
+                winner = best_rate(model, model, task, method, results)
+                cells = [_search_cell(rate, found.get(rate), rate == winner) for rate in grid]
+                rows.append([f"{task}, {TITLES[method]}", "; ".join(cells)])
+    return table(["task, method", f"rate: loss after {steps} steps"], rows)
+
+
+def _is_search(run: dict, model: str, task: str, method: str, steps: int) -> bool:
+    return (run["stage"], run["task"], run["method"], run["steps"]) == (model, task, method, steps)
+
+
+def _search_cell(rate: float, record: dict | None, best: bool) -> str:
+    if record is None or "failed" in record:
+        return f"{rate:g}: -"
+    cell = f"{rate:g}: {record['best_select']:.4f}" + " (diverged)" * record["diverged"]
+    return f"**{cell}**" if best else cell
+
+
+def table_of_scales(rows: dict[tuple[str, float], dict[float, float]]) -> str:
+    """Report loss of softprompt at every alpha."""
+    alphas = sorted({alpha for row in rows.values() for alpha in row})
+    body = []
+    for (model, scale), row in rows.items():
+        cells = [f"{row[alpha]:.4f}" if alpha in row else "-" for alpha in alphas]
+        body.append([f"{NAMES[model]}, embeddings x {scale:g}", *cells])
+    return table(["base", *(f"alpha {alpha:g}" for alpha in alphas)], body)
+
+
+def draw_plots(results: Results, document: Path) -> dict[str, Path]:
+    """One picture for each model that has curves; a panel for each task."""
+    paths = {}
+    for model, tasks in REPORTED.items():
+        panels = {task: sides_of(results, model, task) for task in tasks}
+        panels = {task: sides for task, sides in panels.items() if len(sides) > 1}
+        if panels:
+            paths[model] = document.with_name(f"{document.stem}-{model}.png")
+            plot(panels, paths[model])
+    return paths
+
+
+def plot(panels: dict[str, dict[str, Side]], path: Path) -> None:
+    """Held-out loss over steps: mean over seeds with their range; the base alone and full fine-tuning as lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    for axes, (task, sides) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        peer = best_prompt_tuning(sides)
+        curves = [("softprompt, default", sides.get("softprompt"), "tab:blue")]
+        curves += [("PEFT prompt tuning, best rate", peer, "tab:orange")]
+        curves += [("PEFT prompt tuning, 5e-5", sides.get("tutorial"), "tab:red")]
+        for label, side, colour in curves:
+            if side:
+                steps, losses = zip(*side.curve, strict=True)
+                axes.plot(steps, [sum(row) / len(row) for row in losses], label=label, color=colour)
+                axes.fill_between(steps, [min(row) for row in losses], [max(row) for row in losses], alpha=0.2)
+        for name, style in (("none", ":"), ("lora", "-."), ("full", "--")):
+            if name in sides:
+                level = sum(run["best_select"] for run in sides[name].runs) / len(sides[name].runs)
+                axes.axhline(level, linestyle=style, color="gray", linewidth=1, label=TITLES[name])
+        axes.set(title=task, xlabel="step of 8 rows", yscale="log")
+    figure.axes[0].set_ylabel("held-out loss per supervised token")
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def _what(run: dict) -> str:
+    return f"{run['model']} {run['task']} {run['method']} {run['rate']}"

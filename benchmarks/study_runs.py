@@ -1,0 +1,190 @@
+"""One run of the study: from its description to the record that is kept of it."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from study_peers import EVALUATIONS, VIRTUAL_TOKENS, Outcome, mean_loss, peer_model, train_peer, trainable
+from study_tasks import Task, task
+from torch import nn
+
+from softprompt.base import Base, load_base
+from softprompt.builtin import is_builtin, model_folder
+from softprompt.config import DEFAULT_MODEL, TrainConfig
+from softprompt.encoding import EncodedRow, encode_rows
+from softprompt.initialise import initial_prompt
+from softprompt.model import SoftPromptModel
+from softprompt.prompt import SoftPromptEmbedding, rms
+from softprompt.prompt_file import load_prompt
+from softprompt.trainer import Trainer
+
+MAX_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is done once: `rate` None is softprompt's default, `alpha` a rate relative to the first prompt's RMS."""
+
+    stage: str
+    model: str
+    task: str
+    method: str
+    rate: float | None
+    seed: int
+    steps: int
+    alpha: float | None = None
+    scale: float = 1.0  # of the base's input embeddings
+
+    @property
+    def key(self) -> tuple:
+        """What makes it the same run as one in the results."""
+        return dataclasses.astuple(self)
+
+    def __str__(self) -> str:
+        rate = f"{self.rate:g}" if self.rate else f"alpha {self.alpha:g}" if self.alpha else "default"
+        scale = f" x{self.scale:g}" if self.scale != 1 else ""
+        what = f"{self.stage} {self.model}{scale} {self.task} {self.method}"
+        return f"{what} at {rate}, seed {self.seed}, {self.steps} steps"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The encoded rows of a task."""
+
+    train: list[EncodedRow]
+    select: list[EncodedRow]
+    report: list[EncodedRow]
+
+    @classmethod
+    def of(cls, rows: Task, base: Base) -> "Splits":
+        """Encode with the template and rules of train.py."""
+        encoded = {}
+        for name, split in vars(rows).items():
+            encoded[name], skipped = encode_rows(split, base.tokenizer, max_length=MAX_LENGTH)
+            assert not skipped, (name, skipped)
+        return cls(**encoded)
+
+
+def execute(run: Run, folders: dict[str, str], threads: int) -> dict:
+    """Do a run; the record says why if it failed.
+
+    Args:
+        folders: of the models that do not ship with softprompt.
+    """
+    torch.set_num_threads(threads)
+    begin = time.perf_counter()
+    result: dict = {}
+    try:
+        result = _outcome(run, folders)
+    except Exception as error:  # one method that does not work must not end a study of hours
+        result = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    return dataclasses.asdict(run) | result | {"seconds": round(time.perf_counter() - begin, 2)}
+
+
+def _outcome(run: Run, folders: dict[str, str]) -> dict:
+    base, folder = loaded(run.model, run.scale, folders.get(run.model))
+    splits = Splits.of(task(run.task), base)
+    torch.manual_seed(run.seed)
+    if run.method == "none":
+        model, outcome, rate = base.model, None, None
+    elif run.method == "softprompt":
+        model, outcome, rate = train_ours(run, base, splits)
+    else:
+        model, rate = peer_model(run.method, base, folder), run.rate
+        outcome = train_peer(
+            model,
+            splits.train,
+            lambda current: mean_loss(current, splits.select, base.pad_token_id),
+            rate=run.rate,
+            steps=run.steps,
+            seed=run.seed,
+            pad_token_id=base.pad_token_id,
+        )
+    return _record(model, outcome, rate, splits, base.pad_token_id)
+
+
+def _record(model: nn.Module, outcome: Outcome | None, rate: float | None, splits: Splits, pad: int) -> dict:
+    """Losses per supervised token of the selected weights; the report rows are looked at here only."""
+    losses = {
+        "best_select": mean_loss(model, splits.select, pad),
+        "report_loss": mean_loss(model, splits.report, pad),
+    }
+    if outcome is None:
+        return losses
+    final = outcome.history[-1][1]
+    worse = not math.isfinite(final) or final > outcome.history[0][1]
+    return losses | {
+        "learning_rate": rate,
+        "history": [[step, loss if math.isfinite(loss) else None] for step, loss in outcome.history],
+        "best_step": outcome.best_step,
+        "final_select": final if math.isfinite(final) else None,
+        "diverged": worse or not outcome.finite,
+        "trainable": sum(weight.numel() for weight in trainable(model)),
+    }
+
+
+def train_ours(run: Run, base: Base, splits: Splits) -> tuple[SoftPromptModel, Outcome, float]:
+    """A softprompt run as train.py builds it, in this process; the model has the prompt of the file that it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            model=base.name,
+            prompt_file=str(Path(folder) / "prompt.safetensors"),
+            virtual_tokens=VIRTUAL_TOKENS,
+            max_steps=run.steps,
+            eval_steps=max(1, run.steps // EVALUATIONS),
+            learning_rate=run.rate,
+            seed=run.seed,
+            precision="fp32",
+        )
+        prompt = initial_prompt(config, base)
+        if run.alpha is not None:
+            config.learning_rate = run.alpha * rms(prompt.weight).item()
+        trainer = Trainer(SoftPromptModel(base.model, prompt), base, splits.train, splits.select, config)
+        with contextlib.redirect_stdout(io.StringIO()):
+            trainer.run()
+        history = read_history(config.run_folder / "metrics.jsonl")
+        weight = load_prompt(config.prompt_file).weight
+    model = SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(weight))
+    best_step = min(history, key=lambda entry: entry[1])[0]
+    return model, Outcome(history, best_step, finite=True), trainer.rate
+
+
+def read_history(metrics_file: Path) -> list[tuple[int, float]]:
+    """(step, held-out loss) of a run's prompts; the first at each step, since the last line is of the prompt kept."""
+    found: dict[int, float] = {}
+    for line in metrics_file.read_text("utf-8").splitlines():
+        entry = json.loads(line)
+        if "eval_loss" in entry and entry.get("eval") != "without a prompt":
+            found.setdefault(entry["step"], entry["eval_loss"])
+    return sorted(found.items())
+
+
+@functools.lru_cache(maxsize=1)
+def loaded(name: str, scale: float, folder: str | None) -> tuple[Base, str]:
+    """A base in fp32 and the folder of its tokenizer."""
+    path = folder or DEFAULT_MODEL
+    base = load_base(path, device=torch.device("cpu"), precision="fp32")
+    if scale != 1:
+        scale_embeddings(base.model, scale)
+    return base, str(model_folder(path)) if is_builtin(path) else path
+
+
+def scale_embeddings(model: nn.Module, scale: float) -> None:
+    """Multiply a BLOOM's input embeddings without changing its function: it normalises them right after the lookup.
+
+    The head keeps the weights as they were, and the norm's epsilon goes with their square.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+    with torch.no_grad():
+        embedding.weight.mul_(scale)
+    model.transformer.word_embeddings_layernorm.eps *= scale**2

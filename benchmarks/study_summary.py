@@ -1,0 +1,147 @@
+"""Figures of the study from its records: means with intervals, shares of a gain, steps to a loss, the targets."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from study_plan import ALPHAS, STEPS, TUTORIAL_RATE
+
+# two-sided 95 % quantiles of Student's t by degrees of freedom
+T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+TITLES = {
+    "none": "no prompt",
+    "softprompt": "**softprompt, default**",
+    "prompt-text": "PEFT prompt tuning, text",
+    "tutorial": "PEFT prompt tuning, text, the tutorial's rate",
+    "prompt-vocab": "PEFT prompt tuning, sampled vocabulary",
+    "p-tuning": "PEFT p-tuning",
+    "prefix": "PEFT prefix tuning",
+    "lora": "PEFT LoRA r=8",
+    "full": "full fine-tuning",
+}
+PROMPT_TUNING = ("prompt-text", "prompt-vocab")
+
+
+@dataclass(frozen=True)
+class Side:
+    """A method's final runs on one task, one record for each seed."""
+
+    name: str
+    runs: list[dict]
+
+    @property
+    def losses(self) -> list[float]:
+        """Loss on the report rows of the weights that the select rows chose."""
+        return [run["report_loss"] for run in self.runs]
+
+    @property
+    def loss(self) -> float:
+        """Their mean."""
+        return mean(self.losses)
+
+    @property
+    def final_select(self) -> float:
+        """Held-out loss at the end of the run, mean over seeds; infinite where a run was not finite."""
+        ends = [run["final_select"] for run in self.runs]
+        return math.inf if None in ends else mean(ends)
+
+    @property
+    def curve(self) -> list[tuple[int, list[float]]]:
+        """(step, held-out loss of every seed) at the steps that all seeds evaluated."""
+        histories = [{step: loss for step, loss in run["history"] if loss is not None} for run in self.runs]
+        steps = sorted(set.intersection(*map(set, histories)))
+        return [(step, [history[step] for history in histories]) for step in steps]
+
+
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half the 95 % t-interval of the mean; None for a single value."""
+    if len(values) < 2:
+        return None
+    return T_QUANTILES[min(len(values) - 1, max(T_QUANTILES))] * stdev(values) / math.sqrt(len(values))
+
+
+def sides_of(records: Iterable[dict], model: str, task: str) -> dict[str, Side]:
+    """The final runs of a task by side, in the order of the tables; sides without a run are left out."""
+    found: dict[str, list[dict]] = {name: [] for name in TITLES}
+    for record in records:
+        of_task = record["stage"] == model and record["task"] == task and "failed" not in record
+        if of_task and record["steps"] in (STEPS[model], 0):
+            tutorial = record["method"] == "prompt-text" and record["rate"] == TUTORIAL_RATE
+            found["tutorial" if tutorial else record["method"]].append(record)
+    return {name: Side(name, runs) for name, runs in found.items() if runs}
+
+
+def best_prompt_tuning(sides: dict[str, Side]) -> Side | None:
+    """PEFT's prompt tuning at its best rate with the better init, by the loss that selects."""
+    found = [sides[name] for name in PROMPT_TUNING if name in sides]
+    return min(found, key=lambda side: mean(run["best_select"] for run in side.runs)) if found else None
+
+
+def share_of_gain(sides: dict[str, Side], name: str, reference: str) -> float | None:
+    """Gain over the base alone as a share of a reference method's."""
+    if not {"none", name, reference} <= set(sides):
+        return None
+    base = sides["none"].loss
+    return (base - sides[name].loss) / (base - sides[reference].loss)
+
+
+def steps_to(side: Side, loss: float) -> int | None:
+    """First evaluated step at which the mean held-out loss over seeds is at most `loss`."""
+    return next((step for step, losses in side.curve if mean(losses) <= loss), None)
+
+
+def spread(side: Side) -> float:
+    """(max - min) / mean of the reported losses over seeds."""
+    return (max(side.losses) - min(side.losses)) / side.loss
+
+
+def targets(records: Sequence[dict], tasks: dict[str, Sequence[str]]) -> list[tuple[str, str, str, list[str]]]:
+    """Rows of the targets' table: what, must, aim, and the figure on every model and task where it can be taken."""
+    every = {f"{model} {task}": sides_of(records, model, task) for model, names in tasks.items() for task in names}
+    every = {where: sides for where, sides in every.items() if "softprompt" in sides}
+    against, steps, spreads = [], [], []
+    for where, sides in every.items():
+        ours, peer = sides["softprompt"], best_prompt_tuning(sides)
+        if peer:
+            against.append(f"{where} {ours.loss / peer.loss - 1:+.1%}")
+            reached = steps_to(ours, peer.final_select)
+            total = STEPS[where.split()[0]]
+            steps.append(f"{where} {f'{reached / total:.0%}' if reached is not None else 'not reached'}")
+        if len(ours.runs) > 1:
+            spreads.append(f"{where} {spread(ours):.1%}")
+    diverged = sum(bool(record.get("diverged")) for record in records if record["method"] == "softprompt")
+    return [
+        ("held-out loss against PEFT at its best grid rate", "+0 %", "-5 %", against),
+        ("steps to PEFT's final held-out loss", "100 %", "50 %", steps),
+        ("share of full fine-tuning's gain, embedded BLOOM", "80 %", "95 %", _shares(every, "full", "bloom")),
+        ("share of LoRA's gain, SmolLM2", "80 %", "100 %", _shares(every, "lora", "smollm2")),
+        ("default rate against each base's best, embeddings 100x apart", "3 %", "1 %", scale_losses(records)),
+        ("spread over seeds (max - min)", "5 %", "2 %", spreads),
+        ("diverging runs of softprompt's default", "0", "0", [str(diverged)]),
+    ]
+
+
+def _shares(every: dict[str, dict[str, Side]], reference: str, model: str) -> list[str]:
+    shares = {where: share_of_gain(sides, "softprompt", reference) for where, sides in every.items()}
+    return [f"{where} {share:.1%}" for where, share in shares.items() if share is not None and where.startswith(model)]
+
+
+def scale_table(records: Iterable[dict]) -> dict[tuple[str, float], dict[float, float]]:
+    """For every base of the `scales` stage the mean report loss at each alpha."""
+    found: dict[tuple[str, float], dict[float, list[float]]] = {}
+    for record in records:
+        if record["stage"] == "scales" and "failed" not in record:
+            base = found.setdefault((record["model"], record["scale"]), {})
+            base.setdefault(record["alpha"], []).append(record["report_loss"])
+    return {base: {alpha: mean(row[alpha]) for alpha in ALPHAS if alpha in row} for base, row in found.items()}
+
+
+def scale_losses(records: Iterable[dict], default: float = 0.3) -> list[str]:
+    """How much the default rate loses to the best of the grid on every base."""
+    rows = scale_table(records)
+    return [
+        f"{model} x{scale:g} {row[default] / min(row.values()) - 1:+.1%}"
+        for (model, scale), row in rows.items()
+        if default in row
+    ]
