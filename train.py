@@ -1,22 +1,27 @@
 #!/usr/bin/env python
 """Tune a soft prompt on a frozen causal language model: rows -> tokens -> steps -> prompt file."""
 
+import json
 import sys
 from collections.abc import Sequence
 
 from softprompt.command import parse, quiet_libraries, run
 from softprompt.config import TrainConfig
 
+ANSWERED_TOGETHER = 8
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     config = parse(TrainConfig, argv, prog="train.py", description=__doc__)
 
+    from softprompt.answering import answers_beside_references
     from softprompt.base import load_base, require_room, resolve_device
     from softprompt.checkpoint import check_outputs, last_checkpoint
+    from softprompt.files import write_atomic
     from softprompt.initialise import initial_prompt
     from softprompt.model import SoftPromptModel
-    from softprompt.report import describe_base, describe_passes, describe_result, describe_steps
+    from softprompt.report import describe_answers, describe_base, describe_passes, describe_result, describe_steps
     from softprompt.splits import encode_splits, load_rows
     from softprompt.trainer import Trainer
 
@@ -41,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"resumed from {checkpoint}")
     print(describe_passes(trainer), describe_steps(trainer), sep="\n", flush=True)
     result = trainer.run()
+    if config.eval_generate and (shown := (rows.test_rows or rows.eval_rows)[: config.eval_generate]):
+        answers = answers_beside_references(model, base.tokenizer, shown, batch_size=ANSWERED_TOGETHER)
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        write_atomic(config.run_folder / "answers.jsonl", lines.encode())
+        print(describe_answers(answers, "test" if rows.test_rows else "held-out", config))
     print(describe_result(result, config))
 
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from softprompt import SoftPromptEmbedding, SoftPromptModel
 from softprompt.base import Base, load_base
 from softprompt.config import DEFAULT_INIT_TEXT, DEFAULT_MODEL
-from softprompt.encoding import EncodedRow, encode_rows
+from softprompt.encoding import IGNORE_INDEX, EncodedRow, encode_rows
 from softprompt.evaluation import row_scores, total_score
 from softprompt.passes import pass_losses
 from softprompt.prompt import rms
@@ -51,29 +52,34 @@ class Variant:
     weight_decay: float = 0.0
 
 
+LOW = {"beta2": 0.95}
 VARIANTS = {
-    "first": Variant(clip=None),
+    "first": Variant(),
     "rate 0.1": Variant(rate=0.1),
     "rate 1": Variant(rate=1.0),
     "beta2 0.99": Variant(beta2=0.99),
-    "beta2 0.95": Variant(beta2=0.95),
-    "clip 1": Variant(clip=1.0),
-    "clip 0.1": Variant(clip=0.1),
-    "tame 1": Variant(tame=1.0),
-    "tame 1, beta2 0.99": Variant(tame=1.0, beta2=0.99),
-    "warm-up 0.06": Variant(warmup=0.06),
-    "warm-up 0.06, beta2 0.99": Variant(warmup=0.06, beta2=0.99),
-    "cosine": Variant(schedule="cosine"),
-    "vocab": Variant(init="vocab"),
-    "answers": Variant(init="answers"),
-    "average 0.9": Variant(average=0.9),
-    "by token": Variant(by_token=True),
+    "beta2 0.95": Variant(**LOW),
+    "beta2 0.9": Variant(beta2=0.9),
+    "beta2 0.95, rate 0.6": Variant(**LOW, rate=0.6),
+    "beta2 0.95, rate 0.15": Variant(**LOW, rate=0.15),
+    "beta2 0.95, tame 1": Variant(**LOW, tame=1.0),
+    "beta2 0.95, clip 0.1": Variant(**LOW, clip=0.1),
+    "beta2 0.95, warm-up 0.06": Variant(**LOW, warmup=0.06),
+    "beta2 0.95, cosine": Variant(**LOW, schedule="cosine"),
+    "beta2 0.95, average 0.9": Variant(**LOW, average=0.9),
+    "beta2 0.95, by token": Variant(**LOW, by_token=True),
+    "beta2 0.95, vocab": Variant(**LOW, init="vocab"),
+    "beta2 0.95, answers": Variant(**LOW, init="answers"),
+    "beta2 0.95, beta1 0.8": Variant(**LOW, beta1=0.8),
+    "beta2 0.95, mlp 64": Variant(**LOW, mlp=64, rate=0.03),
     "muon": Variant(update="muon"),
     "muon, rate 0.1": Variant(update="muon", rate=0.1),
+    "muon, rate 0.6": Variant(update="muon", rate=0.6),
     "muon, rate 1": Variant(update="muon", rate=1.0),
-    "nadam": Variant(update="nadam"),
+    "muon, tame 1": Variant(update="muon", tame=1.0),
+    "muon, answers": Variant(update="muon", init="answers"),
+    "nadam, beta2 0.95": Variant(**LOW, update="nadam"),
     "lion, rate 0.1": Variant(update="lion", rate=0.1),
-    "mlp 64": Variant(mlp=64, rate=0.03),
 }
 
 
@@ -144,11 +150,9 @@ def initial_prompt(base: Base, variant: Variant, rows: list[EncodedRow], seed: i
     if variant.init == "vocab":
         return SoftPromptEmbedding.from_vocab(embedding, 12, torch.Generator().manual_seed(seed))
     if variant.init == "answers":
-        counts: dict[int, int] = {}
-        for row in rows:
-            for label in row.labels:
-                counts[label] = counts.get(label, 0) + (label >= 0)
-        ids = sorted(counts, key=counts.get, reverse=True)[:12]
+        labels = Counter(label for row in rows for label in row.labels if label != IGNORE_INDEX)
+        frequent = [label for label, _ in labels.most_common(12)]
+        ids = (frequent * 12)[:12]
         return SoftPromptEmbedding.from_tensor(embedding(torch.tensor(ids)).detach())
     return SoftPromptEmbedding.from_text(DEFAULT_INIT_TEXT, base.tokenizer, embedding, 12)
 

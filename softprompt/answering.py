@@ -6,6 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.batching import plan_batches
 from softprompt.config import GenerateConfig
+from softprompt.encoding import EncodedRow
 from softprompt.generation import generate_batch, text_of
 from softprompt.model import SoftPromptModel
 
@@ -34,3 +35,20 @@ def greedy_answers(
         if advance is not None:
             advance(len(places))
     return [texts[place] for place in range(len(questions))]
+
+
+def answers_beside_references(
+    model: SoftPromptModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedRow], *, batch_size: int
+) -> list[dict[str, str]]:
+    """Question, greedy answer and reference of rows as they were encoded; an answer may be twice as long."""
+    questions = [row.input_ids[: len(row.input_ids) - row.num_supervised] for row in rows]
+    longest = 2 * max(row.num_supervised for row in rows)
+    answers = greedy_answers(model, tokenizer, questions, max_new_tokens=longest, batch_size=batch_size)
+    return [
+        {
+            "question": tokenizer.decode(question),
+            "answer": answer,
+            "reference": tokenizer.decode(row.input_ids[len(question) :], skip_special_tokens=True),
+        }
+        for question, answer, row in zip(questions, answers, rows, strict=True)
+    ]

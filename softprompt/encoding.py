@@ -1,6 +1,6 @@
 """Rows to token ids: the template, the labels, the cut. Training and generation use the same rules."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -50,12 +50,8 @@ def encode_question(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def encode_row(row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> EncodedRow:
     """Question, response and the eos id, cut to `max_length` tokens; labels cover response and eos."""
-    question = encode_question(row, tokenizer)
-    response = [*encode_text(row.output, tokenizer), tokenizer.eos_token_id]
-    return EncodedRow(
-        input_ids=(question + response)[:max_length],
-        labels=([IGNORE_INDEX] * len(question) + response)[:max_length],
-    )
+    (encoded,) = _encode([row], tokenizer, max_length)
+    return encoded
 
 
 def encode_rows(
@@ -65,14 +61,28 @@ def encode_rows(
 
     A row has nothing to learn when its output is blank or its question alone fills `max_length`.
     """
-    kept, skipped = [], []
-    for row in rows:
-        encoded = encode_row(row, tokenizer, max_length=max_length)
+    kept, skipped, rows = [], [], list(rows)
+    for row, encoded in zip(rows, _encode(rows, tokenizer, max_length), strict=True):
         if row.output.strip() and encoded.num_supervised:
             kept.append(encoded)
         else:
             skipped.append(row.number)
     return kept, skipped
+
+
+def _encode(rows: list[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[EncodedRow]:
+    """Row by row; all texts go to the tokenizer at once, which splits them over the cores."""
+    if not rows:
+        return
+    settings = {"add_special_tokens": False, "split_special_tokens": True}
+    questions = tokenizer([format_question(row.instruction, row.input) for row in rows], **settings)["input_ids"]
+    answers = tokenizer([row.output for row in rows], **settings)["input_ids"]
+    for question, answer in zip(questions, answers, strict=True):
+        response = [*answer, tokenizer.eos_token_id]
+        yield EncodedRow(
+            input_ids=(question + response)[:max_length],
+            labels=([IGNORE_INDEX] * len(question) + response)[:max_length],
+        )
 
 
 def without_copies(rows: Iterable[EncodedRow], of: Iterable[EncodedRow]) -> list[EncodedRow]:

@@ -9,6 +9,7 @@ from softprompt.base import Base
 from softprompt.config import TrainConfig
 from softprompt.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.engine import attention_note, can_pack
+from softprompt.metrics import exact_match
 from softprompt.selection import Result
 from softprompt.trainer import Trainer
 
@@ -60,6 +61,16 @@ def describe_steps(trainer: Trainer) -> str:
         f"{trainer.total} steps of {trainer.config.rows_per_step} rows,"
         f" learning rate {rate:.4g} ({rate / scale:.3g} x the prompt's RMS of {scale:.4g})"
     )
+
+
+def describe_answers(answers: list[dict[str, str]], split: str, config: TrainConfig) -> str:
+    """How many answers are the references, and the first three beside them."""
+    exact = sum(exact_match([row["answer"] for row in answers], [row["reference"] for row in answers]))
+    share, place = exact / len(answers), config.run_folder / "answers.jsonl"
+    lines = [f"exact match: {exact} of {len(answers)} greedy answers to {split} rows ({share:.1%}); all in {place}"]
+    for row in answers[:3]:
+        lines += [_indent(row["question"] + row["answer"]), _indent(f"(reference: {row['reference']})")]
+    return "\n".join(lines)
 
 
 def describe_result(result: Result, config: TrainConfig) -> str:

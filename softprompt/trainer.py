@@ -200,6 +200,7 @@ class Trainer:
         """Held-out loss of the base alone and of the untrained prompt."""
         if not self.eval_rows:
             return
+        self.selection = Selection(patience=self.config.early_stopping_patience)  # as when a run stopped at step 0
         self.selection.without_prompt = self._measure(self.base.model, self.eval_rows, "held-out", "without a prompt")
         self.selection.add(
             0, self._measure(self.model, self.eval_rows, "held-out", "with the initial prompt"), self.weight

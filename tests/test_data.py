@@ -40,8 +40,8 @@ def write(folder, kind, rows, stem="rows"):
     return str(path)
 
 
-def load(data, *, eval_data=None, eval_fraction=None, seed=1):
-    return load_splits(data, eval_data=eval_data, eval_fraction=eval_fraction, seed=seed)
+def load(data, *, eval_data=None, eval_fraction=None, seed=1, test_data=None):
+    return load_splits(data, eval_data=eval_data, eval_fraction=eval_fraction, seed=seed, test_data=test_data)
 
 
 def texts(rows):
@@ -263,7 +263,7 @@ def test_test_rows_are_the_own_test_split_beside_a_validation_split_or_what_is_n
     other = write(tmp_path, "jsonl", numbered(5), "other")
 
     def sizes(*arguments, **options):
-        splits = load(*arguments, **options)
+        splits = load(*map(str, arguments), **options)
         return len(splits.train_rows), len(splits.eval_rows), len(splits.test_rows)
 
     assert sizes(tmp_path / "three") == (10, 3, 2)
