@@ -42,7 +42,11 @@ class TrainConfig:
     )
     warmup_steps: float = option(0.0, "steps of linear warm-up; below 1: a share of all steps")
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
-    max_grad_norm: float = option(1.0, "clip the prompt's gradient to this norm; 0: no clipping")
+    adam_beta1: float = option(0.8, "AdamW's decay of the mean gradient")
+    adam_beta2: float = option(0.9, "AdamW's decay of the mean squared gradient")
+    max_grad_norm: float | None = option(
+        None, "clip the prompt's gradient to this norm; 0: no clipping (default: 0.03 over the prompt's RMS)"
+    )
     logging_steps: int = option(10, "log every so many steps")
     save_steps: int = option(100, "save a checkpoint every so many steps")
     eval_steps: int | None = option(None, "held-out loss every so many steps (default: ten times in the run)")
@@ -59,7 +63,7 @@ class TrainConfig:
     eval_generate: int = option(0, "answer so many of these, or else of the held-out rows, and compare the texts")
     save_last: bool = option(False, "keep the last prompt instead of the one with the lowest held-out loss")
     early_stopping_patience: int | None = option(
-        None, "stop after so many evaluations without a lower held-out loss (default: never)"
+        None, "evaluations without a lower loss that end a run (default: no end)"
     )
     precision: str = option("auto", "arithmetic of the frozen base; the prompt stays fp32", choices=PRECISIONS)
     gradient_checkpointing: bool = option(False, "recompute layers in the backward pass: less memory, slower")
@@ -75,9 +79,9 @@ class TrainConfig:
         limit = self.max_tokens_per_pass
         whole = limit.isascii() and limit.isdecimal() and int(limit) >= 1
         require(limit == "auto" or whole, self, "max_tokens_per_pass", "must be auto or at least 1")
-        for name in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
+        counts = ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
+        for name in (*counts, "logging_steps", "save_steps"):
             require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        require(self.save_steps >= 1, self, "save_steps", "must be at least 1")
         for name in ("eval_steps", "early_stopping_patience"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "must be at least 1")
         require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")
@@ -85,8 +89,12 @@ class TrainConfig:
         require(self.max_steps == -1 or self.max_steps >= 1, self, "max_steps", "must be -1 or at least 1")
         rate = self.learning_rate
         require(rate is None or 0 < rate < float("inf"), self, "learning_rate", "must be above 0")
-        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+        for name in ("warmup_steps", "weight_decay"):
             require(0 <= getattr(self, name) < float("inf"), self, name, "must be 0 or above")
+        norm = self.max_grad_norm
+        require(norm is None or 0 <= norm < float("inf"), self, "max_grad_norm", "must be 0 or above")
+        for name in ("adam_beta1", "adam_beta2"):
+            require(0 <= getattr(self, name) < 1, self, name, "must be at least 0 and below 1")
         share = self.eval_fraction
         require(share is None or 0 <= share < 1, self, "eval_fraction", "must be at least 0 and below 1")
         require(share is None or self.eval_data is None, self, "eval_fraction", "give it or --eval-data, not both")
@@ -214,9 +222,8 @@ class SweepConfig:
         require(min(self.virtual_tokens) >= 1, self, "virtual_tokens", "must be at least 1")
         usable = all(0 < rate < float("inf") for rate in self.relative_rates)
         require(usable, self, "relative_rates", "must be above 0")
-        for name in ("max_trials", "max_steps", "max_length"):
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        counts = ("max_trials", "max_steps", "max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
+        for name in counts:
             require(getattr(self, name) >= 1, self, name, "must be at least 1")
         share = self.eval_fraction
         require(share is None or 0 < share < 1, self, "eval_fraction", "must be above 0 and below 1")
@@ -238,7 +245,7 @@ class SweepConfig:
 class EvaluateConfig:
     """Options of `python -m softprompt evaluate`."""
 
-    prompt_file: tuple[str, ...] = option(("prompt.safetensors",), "one or more prompt files of the same base")
+    prompt_file: tuple[str, ...] = option(("prompt.safetensors",), "prompt files of the same base")
     data: str = option(DEFAULT_DATA, "rows to score: a JSON, JSONL, CSV or Parquet file, a folder, or a hub id")
     split: str | None = option(None, "split of --data (default: test, else validation, else the only one)")
     max_rows: int | None = option(None, "score only the first so many rows (default: all)")

@@ -85,18 +85,10 @@ def load_base_of(file: "PromptFile", config: InspectConfig) -> "tuple[Base, bool
     """The base that the prompt is compared with, and whether the prompt was trained on it."""
     import torch
 
-    from softprompt.base import check_same_base, load_base
+    from softprompt.base import check_same_base, load_prompt_base
 
-    name = config.model or file.metadata.get("base")
-    if not name:
-        raise UserError(f"{config.prompt_file}: does not say which base it was made for; pass --model")
-    revision = None if config.model else file.metadata.get("base_revision") or None
-    try:
-        base = load_base(name, device=torch.device("cpu"), precision="auto", revision=revision)
-    except UserError as error:
-        if config.model:
-            raise
-        raise UserError(f"{config.prompt_file} was trained on {name}: {error}; or pass --model") from error
+    settings = {"prompt_file": config.prompt_file, "model": config.model, "precision": "auto"}
+    base = load_prompt_base(file.metadata, device=torch.device("cpu"), **settings)
     is_own = True
     try:
         remark = check_same_base(file.metadata, base, prompt_file=config.prompt_file, allow_other=False)

@@ -75,6 +75,7 @@ class Trainer:
         self.optimizer = PromptOptimizer(
             self.weight,
             learning_rate=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             scale_loss=base.precision == "fp16",
@@ -173,7 +174,7 @@ class Trainer:
             epoch = self.step / math.ceil(len(self.train_rows) / config.rows_per_step)
             self.progress.log(self.step, epoch=epoch, learning_rate=rate, grad_norm=grad_norm)
         if self.eval_rows and (self.step % self.eval_steps == 0 or self.step == self.total):
-            self._evaluate()
+            self._evaluate("with the trained prompt" if self.step == self.total else "with the prompt so far")
         if self.step % config.save_steps == 0:
             self._save(folder)
 
@@ -202,13 +203,10 @@ class Trainer:
             return
         self.selection = Selection(patience=self.config.early_stopping_patience)  # as when a run stopped at step 0
         self.selection.without_prompt = self._measure(self.base.model, self.eval_rows, "held-out", "without a prompt")
-        self.selection.add(
-            0, self._measure(self.model, self.eval_rows, "held-out", "with the initial prompt"), self.weight
-        )
+        self._evaluate("with the initial prompt")
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, how: str) -> None:
         """Held-out loss of the prompt as it is now."""
-        how = "with the trained prompt" if self.step == self.total else "with the prompt so far"
         self.selection.add(self.step, self._measure(self.model, self.eval_rows, "held-out", how), self.weight)
 
     def _held_out_losses(self, kept: int) -> Losses:

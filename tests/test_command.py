@@ -29,7 +29,8 @@ OPTIONS = {
     "train": """
         model data prompt-file run-dir virtual-tokens init init-text init-from allow-other-base max-length
         per-device-train-batch-size gradient-accumulation-steps max-tokens-per-pass num-train-epochs max-steps
-        learning-rate lr-scheduler-type warmup-steps weight-decay max-grad-norm logging-steps save-steps eval-steps
+        learning-rate lr-scheduler-type warmup-steps weight-decay adam-beta1 adam-beta2 max-grad-norm
+        logging-steps save-steps eval-steps
         eval-data eval-fraction test-data eval-generate save-last early-stopping-patience
         precision gradient-checkpointing seed device resume overwrite
     """,
@@ -146,6 +147,9 @@ WRONG = {
         ("--warmup-steps", "--warmup-steps", "-0.5"),
         ("--weight-decay", "--weight-decay", "-1"),
         ("--max-grad-norm", "--max-grad-norm", "nan"),
+        ("--max-grad-norm", "--max-grad-norm", "-1"),
+        ("--adam-beta1", "--adam-beta1", "1"),
+        ("--adam-beta2", "--adam-beta2", "-0.1"),
         ("--logging-steps", "--logging-steps", "0"),
         ("--save-steps", "--save-steps", "0"),
         ("--eval-steps", "--eval-steps", "0"),

@@ -13,7 +13,7 @@ from softprompt.config import TrainConfig
 from softprompt.data import load_splits
 from softprompt.encoding import encode_rows
 from softprompt.evaluation import row_scores, total_score
-from softprompt.optimizer import RELATIVE_RATE
+from softprompt.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATE
 from softprompt.passes import tokens_that_fit
 from softprompt.report import describe_passes
 from softprompt.schedule import rate_factor, rows_of_step, total_steps
@@ -55,16 +55,19 @@ def test_the_cut_of_a_step_does_not_change_the_run(model_folder, rows_file, tmp_
     assert (difference < 1e-4) == (size * accumulation == 4)
 
 
-def test_a_run_is_what_a_plain_loop_gives(model_folder, rows_file, tmp_path):
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_a_run_is_what_a_plain_loop_gives(model_folder, rows_file, tmp_path, clip):
     """Oracle from the definition: one row at a time, autograd through the whole mean, torch's own clipping."""
     options = {"gradient_accumulation_steps": 4, "warmup_steps": 2, "lr_scheduler_type": "cosine", "max_steps": 5}
-    trainer = trainer_for(model_folder, rows_file, tmp_path / "ours", weight_decay=0.1, max_grad_norm=0.01, **options)
+    options |= {"adam_beta1": 0.7, "adam_beta2": 0.97, "max_grad_norm": clip}
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "ours", weight_decay=0.1, **options)
     weight = torch.nn.Parameter(trainer.weight.detach().clone())
-    rate = RELATIVE_RATE * weight.detach().square().mean().sqrt().item()
+    scale = weight.detach().square().mean().sqrt().item()
+    rate = RELATIVE_RATE * scale
     base, tokens = make_model("bloom"), make_tokenizer()
     rows = trainer.train_rows
     trainer.run()
-    optimizer = torch.optim.AdamW([weight], lr=rate, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([weight], lr=rate, betas=(0.7, 0.97), eps=1e-8 / scale, weight_decay=0.1)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=2, num_training_steps=5)
     for step in range(5):
         total, count = 0.0, 0
@@ -77,7 +80,8 @@ def test_a_run_is_what_a_plain_loop_gives(model_folder, rows_file, tmp_path):
                     total, count = total - logprobs[5 + i - 1, label], count + 1
         assert count > 0
         (total / count).backward()
-        torch.nn.utils.clip_grad_norm_([weight], 0.01)
+        norm = torch.nn.utils.clip_grad_norm_([weight], clip or RELATIVE_GRAD_NORM / scale)
+        assert norm > (clip or RELATIVE_GRAD_NORM / scale)  # or this says nothing of clipping
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -154,6 +158,26 @@ def test_default_rate_follows_the_scale_of_the_prompt(model_folder, rows_file, t
         prompt = SoftPromptEmbedding.from_tensor(scale * torch.ones(3, 32))
         rates.append(trainer_for(model_folder, rows_file, tmp_path / str(scale), prompt=prompt).optimizer.rate)
     assert rates == pytest.approx([0.3, 30.0])
+
+
+def test_the_default_run_does_not_depend_on_the_scale_of_the_embeddings(model_folder, rows_file, tmp_path):
+    """BLOOM normalises what it is given, so prompts that differ in scale only must learn alike."""
+    weight = torch.randn(5, HIDDEN_SIZE, generator=torch.Generator().manual_seed(3))
+    ends = []
+    for scale in (10.0, 1000.0):
+        prompt = SoftPromptEmbedding.from_tensor(scale * weight)
+        trainer = trainer_for(model_folder, rows_file, tmp_path / str(scale), prompt=prompt, num_train_epochs=3)
+        trainer.run()
+        ends.append(trainer.weight.detach() / scale)
+    # 1e-3: fp32 roundings, which Adam's steps of about the rate enlarge
+    assert (ends[0] - ends[1]).abs().max() < 1e-3 * ends[1].abs().max()
+    assert (ends[0] - weight).abs().max() > 0.1
+
+
+def test_a_prompt_of_zeros_learns(model_folder, rows_file, tmp_path):
+    trainer = trainer_for(model_folder, rows_file, tmp_path, prompt=SoftPromptEmbedding.from_tensor(torch.zeros(3, 32)))
+    trainer.run()
+    assert trainer.weight.abs().max() > 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_prompt(model_folder, rows_file, tmp_path):
