@@ -71,7 +71,7 @@ def work(runs: list[Run], results: Results, options: argparse.Namespace, deadlin
     """Do `runs` in order, `--jobs` at a time; none is started after the deadline."""
     folders, todo = {"smollm2": str(options.smollm2)}, list(runs)
     context = multiprocessing.get_context("spawn")  # a fork would share PyTorch's threads
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=quiet_libraries) as pool:
         under_way = set()
         while todo or under_way:
             while todo and len(under_way) < options.jobs and time.monotonic() < deadline:

@@ -31,7 +31,7 @@ from softprompt.schedule import rows_of_step  # noqa: E402
 SIZES = {
     "topic": (2000, 160, 320), "record": (2000, 160, 320), "unseen": (1846, 160, 320),
     "foreign": (2000, 160, 320), "kind": (1000, 160, 200), "equation": (1000, 160, 200), "other": (688, 160, 200),
-    "category": (240, 80, 100), "past": (120, 40, 40),
+    "category": (260, 60, 100), "past": (120, 40, 40),
 }  # fmt: skip
 PAD = 3
 
