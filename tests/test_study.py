@@ -246,7 +246,7 @@ def test_a_line_that_was_cut_short_is_done_again(tmp_path):
 def test_winners_of_the_search_go_on_with_three_seeds(tmp_path):
     results = Results(tmp_path / "quality.jsonl")
     search = study_plan.search_runs("bloom", ["lora"], ["topic"])
-    assert [run.steps for run in search] == [80] * 5
+    assert [run.steps for run in search] == [80] * 7
     for run in search[:-1]:
         results.add(finished(run, loss=abs(run.rate - 1e-3)))
     assert study_plan.final_runs("bloom", ["lora"], ["topic"], results) == []  # the search is not done
