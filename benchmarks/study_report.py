@@ -16,7 +16,7 @@ from study_summary import (
     steps_to,
     targets,
 )
-from study_tasks import REPORTED
+from study_tasks import LIMITS, REPORTED
 
 from softprompt.files import write_atomic
 
@@ -41,7 +41,7 @@ def sections(results: Results, plots: dict[str, Path]) -> list[str]:
     """Every table under its heading, as Markdown."""
     parts = ["### Targets", table_of_targets(results)]
     for model, tasks in REPORTED.items():
-        found = {task: sides_of(results, model, task) for task in tasks}
+        found = {task: sides_of(results, model, task) for task in (*tasks, *LIMITS.get(model, ()))}
         found = {task: sides for task, sides in found.items() if len(sides) > 1}
         if not found:
             continue
@@ -49,7 +49,8 @@ def sections(results: Results, plots: dict[str, Path]) -> list[str]:
         if model in plots:
             parts.append(f"![held-out loss over steps on {NAMES[model]}]({plots[model].name})")
         for task, sides in found.items():
-            parts += [f"**{task}**", table_of_task(sides, STEPS[model])]
+            beside = "" if task in tasks else ", which no target is about: words that the base never wrote"
+            parts += [f"**{task}**{beside}", table_of_task(sides, STEPS[model])]
         parts += ["The search behind it (best held-out loss of one seed):", table_of_search(results, model, found)]
     rows = scale_table(results)
     if rows:
