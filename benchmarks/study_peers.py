@@ -34,7 +34,6 @@ from softprompt.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8
 VIRTUAL_TOKENS = 12
-EVALUATIONS = 10
 MAX_GRAD_NORM = 1.0
 METHODS = ("prompt-text", "prompt-vocab", "p-tuning", "prefix", "lora", "full")
 
@@ -114,18 +113,19 @@ def train_peer(
     steps: int,
     seed: int,
     pad_token_id: int,
+    evaluations: int = 10,
 ) -> Outcome:
     """Train `model` and leave it with the weights of its best evaluation, the untrained ones among them.
 
     Args:
-        evaluate: held-out loss, called before the first step and ten times evenly over the run.
+        evaluate: held-out loss, called before the first step and `evaluations` times evenly over the run.
     """
     weights = trainable(model)
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
     factor = rate_factor("linear", steps, 0)
     history = [(0, evaluate(model))]
     best_step, best_loss, best = 0, history[0][1], _copy(weights)
-    due = {round(steps * (place + 1) / EVALUATIONS) for place in range(EVALUATIONS)}
+    due = {round(steps * (place + 1) / evaluations) for place in range(evaluations)}
     finite = True
     model.train()
     for step in range(steps):

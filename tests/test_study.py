@@ -203,13 +203,17 @@ def test_history_leaves_out_the_base_alone_and_the_repeated_last_line(tmp_path):
 
 
 def test_a_run_of_softprompt_and_the_base_alone():
-    ours = study_runs.execute(Run("bloom", "bloom", "equation", "softprompt", None, 1, 10), {}, threads=1)
+    ours = study_runs.execute(Run("bloom", "bloom", "equation", "softprompt", None, 1, 16), {}, threads=1)
     none = study_runs.execute(Run("bloom", "bloom", "equation", "none", None, 0, 0), {}, threads=1)
     assert "failed" not in ours, ours
-    assert [step for step, _ in ours["history"]] == list(range(11))
+    assert [step for step, _ in ours["history"]] == [0, 8, 16]
     assert ours["trainable"] == 12 * 192 and ours["learning_rate"] > 0 and not ours["diverged"]
     assert ours["best_select"] < ours["history"][0][1]
     assert "history" not in none and ours["report_loss"] < none["report_loss"]
+
+
+def test_a_run_evaluates_ten_times_or_every_eight_steps():
+    assert [study_runs.evaluations(steps) for steps in (240, 150, 80, 50, 16, 4)] == [10, 10, 10, 6, 2, 1]
 
 
 def test_failures_are_recorded_in_one_line():
