@@ -21,7 +21,7 @@ from study_report import write_report
 from study_results import Results
 from study_runs import Run, execute
 from study_smollm2 import NAME
-from study_tasks import REPORTED, TUNING
+from study_tasks import LIMITS, REPORTED, TUNING
 
 from softprompt.command import quiet_libraries
 
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=STAGES, default="bloom")
     parser.add_argument("--methods", nargs="+", choices=ALL_METHODS, default=ALL_METHODS)
-    known = [task for table in (REPORTED, TUNING) for names in table.values() for task in names]
+    known = [task for table in (REPORTED, TUNING, LIMITS) for names in table.values() for task in names]
     parser.add_argument("--tasks", nargs="+", choices=known, help="default: the tasks that are reported")
     parser.add_argument("--jobs", type=int, default=1, help="processes that run side by side")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads of each")
@@ -71,7 +71,7 @@ def work(runs: list[Run], results: Results, options: argparse.Namespace, deadlin
     """Do `runs` in order, `--jobs` at a time; none is started after the deadline."""
     folders, todo = {"smollm2": str(options.smollm2)}, list(runs)
     context = multiprocessing.get_context("spawn")  # a fork would share PyTorch's threads
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=quiet_libraries) as pool:
         under_way = set()
         while todo or under_way:
             while todo and len(under_way) < options.jobs and time.monotonic() < deadline:

@@ -27,13 +27,13 @@ from transformers import PreTrainedModel
 from softprompt.base import Base
 from softprompt.batching import pad_rows
 from softprompt.config import DEFAULT_INIT_TEXT
-from softprompt.encoding import EncodedRow
+from softprompt.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.loss import summed_cross_entropy
+from softprompt.model import SoftPromptModel
 from softprompt.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8
 VIRTUAL_TOKENS = 12
-EVALUATIONS = 10
 MAX_GRAD_NORM = 1.0
 METHODS = ("prompt-text", "prompt-vocab", "p-tuning", "prefix", "lora", "full")
 
@@ -78,12 +78,16 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def summed_loss(model: nn.Module, rows: Sequence[EncodedRow], pad_token_id: int) -> Tensor:
     """Sum of the cross-entropy over the supervised tokens of one padded batch, from the logits of the model's forward.
 
-    The logits of the text are the last ones: prompt methods give `[B, P + T, V]`, the others `[B, T, V]`.
+    Logits are asked for from the first place that predicts something on, and counted from the end, where prompt
+    methods (`[B, P + T, V]`) and the others (`[B, T, V]`) agree.
     """
     batch = pad_rows(rows, pad_token_id=pad_token_id, device=torch.device("cpu"))
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    text = batch["input_ids"].shape[1]
-    return summed_cross_entropy(logits[:, -text:-1], batch["labels"][:, 1:])
+    labels = batch.pop("labels")
+    first = (labels != IGNORE_INDEX).any(dim=0).int().argmax().item()
+    keep = labels.shape[1] - first + 1
+    fewer = {} if isinstance(model, SoftPromptModel) else {"logits_to_keep": keep}
+    logits = model(**batch, **fewer).logits[:, -keep:-1]
+    return summed_cross_entropy(logits, labels[:, first:])
 
 
 @torch.no_grad()
@@ -109,18 +113,19 @@ def train_peer(
     steps: int,
     seed: int,
     pad_token_id: int,
+    evaluations: int = 10,
 ) -> Outcome:
     """Train `model` and leave it with the weights of its best evaluation, the untrained ones among them.
 
     Args:
-        evaluate: held-out loss, called before the first step and ten times evenly over the run.
+        evaluate: held-out loss, called before the first step and `evaluations` times evenly over the run.
     """
     weights = trainable(model)
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
     factor = rate_factor("linear", steps, 0)
     history = [(0, evaluate(model))]
     best_step, best_loss, best = 0, history[0][1], _copy(weights)
-    due = {round(steps * (place + 1) / EVALUATIONS) for place in range(EVALUATIONS)}
+    due = {round(steps * (place + 1) / evaluations) for place in range(evaluations)}
     finite = True
     model.train()
     for step in range(steps):

@@ -24,7 +24,12 @@ RATES = {
     "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     "full": (3e-5, 1e-4, 3e-4, 1e-3),
 }
-SMALL_MODEL_RATES = {"full": (*RATES["full"], 3e-3)}  # of the embedded BLOOM
+# on the embedded BLOOM these methods were best at the end of the grid, so it goes on there
+BLOOM_RATES = {
+    "prefix": (*RATES["prefix"], 3e-1, 1.0),
+    "lora": (*RATES["lora"], 3e-2, 1e-1),
+    "full": (*RATES["full"], 3e-3),
+}
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 SCALES = (0.1, 1.0, 10.0)
 SCALES_TASK = {"bloom": "record", "smollm2": "category"}
@@ -32,8 +37,8 @@ SCALES_TASK = {"bloom": "record", "smollm2": "category"}
 
 def rates_of(model: str, method: str) -> tuple[float, ...]:
     """The grid of a peer."""
-    small = SMALL_MODEL_RATES if model == "bloom" else {}
-    return small.get(method, RATES.get(method, ()))
+    further = BLOOM_RATES if model == "bloom" else {}
+    return further.get(method, RATES.get(method, ()))
 
 
 def search_runs(stage: str, methods: Sequence[str], tasks: Sequence[str]) -> list[Run]:
@@ -59,7 +64,8 @@ def final_runs(stage: str, methods: Sequence[str], tasks: Sequence[str], results
         runs += [Run(stage, stage, task, "none", None, 0, 0) for task in tasks]
     for method in METHODS:
         for task in tasks if method in methods else ():
-            winner = best_rate(stage, stage, task, method, results)
+            whole = len(searched(stage, task, method, results)) == len(rates_of(stage, method))
+            winner = best_rate(stage, task, method, results) if whole else None
             rates = [winner] if winner else []
             rates += [TUTORIAL_RATE] if method == "prompt-text" else []
             runs += [Run(stage, stage, task, method, rate, seed, steps) for rate in rates for seed in SEEDS]
@@ -79,14 +85,17 @@ def scale_runs() -> list[Run]:
     ]
 
 
-def best_rate(stage: str, model: str, task: str, method: str, results: Results) -> float | None:
-    """The rate whose search run had the lowest selected held-out loss; None until the search is done."""
+def searched(model: str, task: str, method: str, results: Results) -> dict[float, dict]:
+    """The search's records by rate, as far as they are there."""
     steps = STEPS[model] // SEARCH_SHARE
-    wanted = [Run(stage, model, task, method, rate, SEARCH_SEED, steps) for rate in rates_of(model, method)]
-    if not all(run in results for run in wanted):
-        return None
-    found = [results[run] for run in wanted if "failed" not in results[run]]
-    return min(found, key=lambda record: record["best_select"])["rate"] if found else None
+    runs = [Run(model, model, task, method, rate, SEARCH_SEED, steps) for rate in rates_of(model, method)]
+    return {run.rate: results[run] for run in runs if run in results}
+
+
+def best_rate(model: str, task: str, method: str, results: Results) -> float | None:
+    """The rate whose search run had the lowest selected held-out loss; None without one that worked."""
+    found = {rate: record for rate, record in searched(model, task, method, results).items() if "failed" not in record}
+    return min(found, key=lambda rate: found[rate]["best_select"]) if found else None
 
 
 def tasks_of(stage: str) -> tuple[str, ...]:

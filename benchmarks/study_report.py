@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from study_plan import STEPS, best_rate, rates_of
+from study_plan import SEARCH_SHARE, STEPS, best_rate, searched
 from study_results import Results
 from study_summary import (
     TITLES,
@@ -16,7 +16,7 @@ from study_summary import (
     steps_to,
     targets,
 )
-from study_tasks import REPORTED
+from study_tasks import LIMITS, REPORTED
 
 from softprompt.files import write_atomic
 
@@ -39,10 +39,9 @@ def write_report(results: Results, document: Path) -> list[Path]:
 
 def sections(results: Results, plots: dict[str, Path]) -> list[str]:
     """Every table under its heading, as Markdown."""
-    records = list(results)
-    parts = ["### Targets", table_of_targets(records)]
+    parts = ["### Targets", table_of_targets(results)]
     for model, tasks in REPORTED.items():
-        found = {task: sides_of(records, model, task) for task in tasks}
+        found = {task: sides_of(results, model, task) for task in (*tasks, *LIMITS.get(model, ()))}
         found = {task: sides for task, sides in found.items() if len(sides) > 1}
         if not found:
             continue
@@ -50,12 +49,13 @@ def sections(results: Results, plots: dict[str, Path]) -> list[str]:
         if model in plots:
             parts.append(f"![held-out loss over steps on {NAMES[model]}]({plots[model].name})")
         for task, sides in found.items():
-            parts += [f"**{task}**", table_of_task(sides, STEPS[model])]
+            beside = "" if task in tasks else ", which no target is about: words that the base never wrote"
+            parts += [f"**{task}**{beside}", table_of_task(sides, STEPS[model])]
         parts += ["The search behind it (best held-out loss of one seed):", table_of_search(results, model, found)]
-    rows = scale_table(records)
+    rows = scale_table(results)
     if rows:
         parts += ["### Rates relative to the prompt's RMS", table_of_scales(rows)]
-    failed = [record for record in records if "failed" in record]
+    failed = [record for record in results if "failed" in record]
     if failed:
         parts += ["### Runs that failed", "\n".join(sorted({f"- {_what(run)}: {run['failed']}" for run in failed}))]
     return parts
@@ -67,9 +67,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
-def table_of_targets(records: Sequence[dict]) -> str:
+def table_of_targets(results: Results) -> str:
     """What was to be reached and what was."""
-    rows = [[what, must, aim, "; ".join(found) or "-"] for what, must, aim, found in targets(records, REPORTED)]
+    rows = [[what, must, aim, "; ".join(found) or "-"] for what, must, aim, found in targets(results, REPORTED)]
     return table(["target", "must", "aim", "measured"], rows)
 
 
@@ -106,24 +106,19 @@ def _row(name: str, side: Side, sides: dict[str, Side], peer: Side | None, steps
 
 def table_of_search(results: Results, model: str, tasks: dict[str, dict]) -> str:
     """Every rate of every grid; the winners are bold."""
-    steps, rows = STEPS[model] // 3, []
+    rows = []
     for task in tasks:
         for method in TITLES:
-            grid = rates_of(model, method)
-            found = {run["rate"]: run for run in results if _is_search(run, model, task, method, steps)}
-            if grid and found:
-                winner = best_rate(model, model, task, method, results)
-                cells = [_search_cell(rate, found.get(rate), rate == winner) for rate in grid]
+            found = searched(model, task, method, results)
+            winner = best_rate(model, task, method, results)
+            cells = [_search_cell(rate, record, rate == winner) for rate, record in found.items()]
+            if cells:
                 rows.append([f"{task}, {TITLES[method]}", "; ".join(cells)])
-    return table(["task, method", f"rate: loss after {steps} steps"], rows)
+    return table(["task, method", f"rate: loss after {STEPS[model] // SEARCH_SHARE} steps"], rows)
 
 
-def _is_search(run: dict, model: str, task: str, method: str, steps: int) -> bool:
-    return (run["stage"], run["task"], run["method"], run["steps"]) == (model, task, method, steps)
-
-
-def _search_cell(rate: float, record: dict | None, best: bool) -> str:
-    if record is None or "failed" in record:
+def _search_cell(rate: float, record: dict, best: bool) -> str:
+    if "failed" in record:
         return f"{rate:g}: -"
     cell = f"{rate:g}: {record['best_select']:.4f}" + " (diverged)" * record["diverged"]
     return f"**{cell}**" if best else cell

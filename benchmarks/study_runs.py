@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from study_peers import EVALUATIONS, VIRTUAL_TOKENS, Outcome, mean_loss, peer_model, train_peer, trainable
+from study_peers import VIRTUAL_TOKENS, Outcome, mean_loss, peer_model, train_peer, trainable
 from study_tasks import Task, task
 from torch import nn
 
@@ -27,6 +27,8 @@ from softprompt.prompt_file import load_prompt
 from softprompt.trainer import Trainer
 
 MAX_LENGTH = 256
+MOST_EVALUATIONS = 10
+FEWEST_STEPS_BETWEEN = 8  # on SmolLM2 evaluating would otherwise cost more than a search's training
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,14 @@ def _outcome(run: Run, folders: dict[str, str]) -> dict:
             steps=run.steps,
             seed=run.seed,
             pad_token_id=base.pad_token_id,
+            evaluations=evaluations(run.steps),
         )
     return _record(model, outcome, rate, splits, base.pad_token_id)
+
+
+def evaluations(steps: int) -> int:
+    """How often a run looks at the select rows, for every method alike."""
+    return max(1, min(MOST_EVALUATIONS, steps // FEWEST_STEPS_BETWEEN))
 
 
 def _record(model: nn.Module, outcome: Outcome | None, rate: float | None, splits: Splits, pad: int) -> dict:
@@ -139,7 +147,7 @@ def train_ours(run: Run, base: Base, splits: Splits) -> tuple[SoftPromptModel, O
             prompt_file=str(Path(folder) / "prompt.safetensors"),
             virtual_tokens=VIRTUAL_TOKENS,
             max_steps=run.steps,
-            eval_steps=max(1, run.steps // EVALUATIONS),
+            eval_steps=run.steps // evaluations(run.steps),
             learning_rate=run.rate,
             seed=run.seed,
             precision="fp32",

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from study_plan import ALPHAS, STEPS, TUTORIAL_RATE
+from study_plan import ALPHAS, STEPS, TUTORIAL_RATE, best_rate
+from study_results import Results
 
 # two-sided 95 % quantiles of Student's t by degrees of freedom
 T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -61,14 +62,18 @@ def half_interval(values: Sequence[float]) -> float | None:
     return T_QUANTILES[min(len(values) - 1, max(T_QUANTILES))] * stdev(values) / math.sqrt(len(values))
 
 
-def sides_of(records: Iterable[dict], model: str, task: str) -> dict[str, Side]:
+def sides_of(results: Results, model: str, task: str) -> dict[str, Side]:
     """The final runs of a task by side, in the order of the tables; sides without a run are left out."""
     found: dict[str, list[dict]] = {name: [] for name in TITLES}
-    for record in records:
+    for record in results:
         of_task = record["stage"] == model and record["task"] == task and "failed" not in record
-        if of_task and record["steps"] in (STEPS[model], 0):
-            tutorial = record["method"] == "prompt-text" and record["rate"] == TUTORIAL_RATE
-            found["tutorial" if tutorial else record["method"]].append(record)
+        if not of_task or record["steps"] not in (STEPS[model], 0):
+            continue
+        method, rate = record["method"], record["rate"]
+        if rate in (None, best_rate(model, task, method, results)):
+            found[method].append(record)
+        if (method, rate) == ("prompt-text", TUTORIAL_RATE):
+            found["tutorial"].append(record)
     return {name: Side(name, runs) for name, runs in found.items() if runs}
 
 
@@ -96,9 +101,9 @@ def spread(side: Side) -> float:
     return (max(side.losses) - min(side.losses)) / side.loss
 
 
-def targets(records: Sequence[dict], tasks: dict[str, Sequence[str]]) -> list[tuple[str, str, str, list[str]]]:
+def targets(results: Results, tasks: dict[str, Sequence[str]]) -> list[tuple[str, str, str, list[str]]]:
     """Rows of the targets' table: what, must, aim, and the figure on every model and task where it can be taken."""
-    every = {f"{model} {task}": sides_of(records, model, task) for model, names in tasks.items() for task in names}
+    every = {f"{model} {task}": sides_of(results, model, task) for model, names in tasks.items() for task in names}
     every = {where: sides for where, sides in every.items() if "softprompt" in sides}
     against, steps, spreads = [], [], []
     for where, sides in every.items():
@@ -110,13 +115,13 @@ def targets(records: Sequence[dict], tasks: dict[str, Sequence[str]]) -> list[tu
             steps.append(f"{where} {f'{reached / total:.0%}' if reached is not None else 'not reached'}")
         if len(ours.runs) > 1:
             spreads.append(f"{where} {spread(ours):.1%}")
-    diverged = sum(bool(record.get("diverged")) for record in records if record["method"] == "softprompt")
+    diverged = sum(bool(record.get("diverged")) for record in results if record["method"] == "softprompt")
     return [
         ("held-out loss against PEFT at its best grid rate", "+0 %", "-5 %", against),
         ("steps to PEFT's final held-out loss", "100 %", "50 %", steps),
         ("share of full fine-tuning's gain, embedded BLOOM", "80 %", "95 %", _shares(every, "full", "bloom")),
         ("share of LoRA's gain, SmolLM2", "80 %", "100 %", _shares(every, "lora", "smollm2")),
-        ("default rate against each base's best, embeddings 100x apart", "3 %", "1 %", scale_losses(records)),
+        ("default rate against each base's best, embeddings 100x apart", "3 %", "1 %", scale_losses(results)),
         ("spread over seeds (max - min)", "5 %", "2 %", spreads),
         ("diverging runs of softprompt's default", "0", "0", [str(diverged)]),
     ]

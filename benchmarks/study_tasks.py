@@ -76,7 +76,7 @@ def task(name: str) -> Task:
         build, reported, fresh = WORLD_TASKS[name]
         return _world_task(name, build, reported, fresh)
     if name == "category":
-        ask, pairs, sizes = "Which category does '{}' belong to?", categories(), (240, 80, 100)
+        ask, pairs, sizes = "Which category does '{}' belong to?", categories(), (260, 60, 100)
     elif name == "past":
         ask, pairs, sizes = "What is the past tense of '{}'?", past_tenses(), (120, 40, 40)
     else:

@@ -31,7 +31,7 @@ from softprompt.schedule import rows_of_step  # noqa: E402
 SIZES = {
     "topic": (2000, 160, 320), "record": (2000, 160, 320), "unseen": (1846, 160, 320),
     "foreign": (2000, 160, 320), "kind": (1000, 160, 200), "equation": (1000, 160, 200), "other": (688, 160, 200),
-    "category": (240, 80, 100), "past": (120, 40, 40),
+    "category": (260, 60, 100), "past": (120, 40, 40),
 }  # fmt: skip
 PAD = 3
 
@@ -203,13 +203,17 @@ def test_history_leaves_out_the_base_alone_and_the_repeated_last_line(tmp_path):
 
 
 def test_a_run_of_softprompt_and_the_base_alone():
-    ours = study_runs.execute(Run("bloom", "bloom", "equation", "softprompt", None, 1, 10), {}, threads=1)
+    ours = study_runs.execute(Run("bloom", "bloom", "equation", "softprompt", None, 1, 16), {}, threads=1)
     none = study_runs.execute(Run("bloom", "bloom", "equation", "none", None, 0, 0), {}, threads=1)
     assert "failed" not in ours, ours
-    assert [step for step, _ in ours["history"]] == list(range(11))
+    assert [step for step, _ in ours["history"]] == [0, 8, 16]
     assert ours["trainable"] == 12 * 192 and ours["learning_rate"] > 0 and not ours["diverged"]
     assert ours["best_select"] < ours["history"][0][1]
     assert "history" not in none and ours["report_loss"] < none["report_loss"]
+
+
+def test_a_run_evaluates_ten_times_or_every_eight_steps():
+    assert [study_runs.evaluations(steps) for steps in (240, 150, 80, 50, 16, 4)] == [10, 10, 10, 6, 2, 1]
 
 
 def test_failures_are_recorded_in_one_line():
@@ -246,7 +250,7 @@ def test_a_line_that_was_cut_short_is_done_again(tmp_path):
 def test_winners_of_the_search_go_on_with_three_seeds(tmp_path):
     results = Results(tmp_path / "quality.jsonl")
     search = study_plan.search_runs("bloom", ["lora"], ["topic"])
-    assert [run.steps for run in search] == [80] * 5
+    assert [run.steps for run in search] == [80] * 7
     for run in search[:-1]:
         results.add(finished(run, loss=abs(run.rate - 1e-3)))
     assert study_plan.final_runs("bloom", ["lora"], ["topic"], results) == []  # the search is not done
