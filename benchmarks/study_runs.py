@@ -162,7 +162,7 @@ def train_ours(run: Run, base: Base, splits: Splits) -> tuple[SoftPromptModel, O
         weight = load_prompt(config.prompt_file).weight
     model = SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(weight))
     best_step = min(history, key=lambda entry: entry[1])[0]
-    return model, Outcome(history, best_step, finite=True), trainer.rate
+    return model, Outcome(history, best_step, finite=True), trainer.optimizer.rate
 
 
 def read_history(metrics_file: Path) -> list[tuple[int, float]]:
