@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = encode_splits(splits, base, config)
 
     require_room(base.model, config.virtual_tokens or 0, rows.longest, flag="--max-length")  # before so many are made
-    prompt = initial_prompt(config, base)
+    prompt = initial_prompt(config, base, rows.train_rows)
     require_room(base.model, prompt.num_virtual_tokens, rows.longest, flag="--max-length")
     model = SoftPromptModel(base.model, prompt)
     print(model, model.trainable_parameters_line(), sep="\n", flush=True)

@@ -9,7 +9,7 @@ from softprompt.options import expand_home, is_unicode, option, require
 DEFAULT_MODEL = "builtin:bloom-small@1"
 DEFAULT_DATA = "builtin:polite"
 DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
-INITS = ("text", "vocab", "random")
+INITS = ("text", "answers", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -93,10 +93,9 @@ class TrainConfig:
             require(0 <= getattr(self, name) < float("inf"), self, name, "must be 0 or above")
         norm = self.max_grad_norm
         require(norm is None or 0 <= norm < float("inf"), self, "max_grad_norm", "must be 0 or above")
-        for name in ("adam_beta1", "adam_beta2"):
-            require(0 <= getattr(self, name) < 1, self, name, "must be at least 0 and below 1")
+        for name in ("adam_beta1", "adam_beta2", "eval_fraction"):
+            require(0 <= (getattr(self, name) or 0) < 1, self, name, "must be at least 0 and below 1")
         share = self.eval_fraction
-        require(share is None or 0 <= share < 1, self, "eval_fraction", "must be at least 0 and below 1")
         require(share is None or self.eval_data is None, self, "eval_fraction", "give it or --eval-data, not both")
         require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
         require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
@@ -193,7 +192,7 @@ class SweepConfig:
     )
     virtual_tokens: tuple[int, ...] = option((4, 12, 32), "numbers of virtual tokens to try")
     relative_rates: tuple[float, ...] = option((0.1, 0.3, 1.0), "learning rates to try, times the prompt's RMS")
-    init: tuple[str, ...] = option(("text", "vocab"), "starts to try", choices=INITS)
+    init: tuple[str, ...] = option(("text", "answers"), "starts to try", choices=INITS)
     init_text: str = option(DEFAULT_INIT_TEXT, "text whose embeddings start the prompt with --init text")
     max_trials: int = option(12, "try a seeded choice of so many combinations")
     max_steps: int = option(200, "optimizer steps of the last round; the rounds before it take a half, a quarter, ...")

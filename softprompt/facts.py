@@ -62,6 +62,8 @@ def why_no_start(metadata: dict[str, str], seed: object) -> str:
         return "" if metadata.get("init_text") else "the file does not say the text that it started from"
     if init == "file":
         return "it started from another prompt file (--init-from)"
+    if init == "answers":
+        return "it started from the answers of its training rows (--init answers)"
     if init in ("vocab", "random"):
         return "" if _is_seed(seed) else f"the file does not say the seed of its {init} start"
     return "the file does not say what it started from"

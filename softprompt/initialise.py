@@ -1,18 +1,26 @@
-"""Which prompt a run starts from: text, vocabulary rows, noise or an earlier prompt file."""
+"""Which prompt a run starts from: text, the answers' tokens, vocabulary rows, noise or an earlier prompt file."""
+
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
 from softprompt.base import Base, check_same_base
 from softprompt.config import TrainConfig
+from softprompt.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.errors import UserError
 from softprompt.prompt import SoftPromptEmbedding
 from softprompt.prompt_file import load_prompt
 
 
-def initial_prompt(config: TrainConfig, base: Base) -> SoftPromptEmbedding:
+def initial_prompt(config: TrainConfig, base: Base, train_rows: Sequence[EncodedRow] = ()) -> SoftPromptEmbedding:
     """The prompt that `--init-from`, or else `--init`, asks for, with `--virtual-tokens` vectors.
 
     Without `--virtual-tokens`, P is the prompt file's own or the token count of the init text.
+
+    Args:
+        train_rows: of which `--init answers` takes the most frequent labels (Lester et al., 2021, section 3.2, start
+            from the class labels); needed for it alone.
 
     Raises:
         UserError: the prompt file does not fit the base or P, the init text has no token, or P is out of range.
@@ -25,9 +33,17 @@ def initial_prompt(config: TrainConfig, base: Base) -> SoftPromptEmbedding:
     count = config.virtual_tokens or len(base.tokenizer(config.init_text)["input_ids"])
     if count == 0:
         raise UserError(f"--init-text {config.init_text!r} gives no token to count; pass --virtual-tokens")
+    if config.init == "answers":
+        return SoftPromptEmbedding.from_ids(_frequent_labels(train_rows, count), embedding, count)
     generator = torch.Generator().manual_seed(config.seed)
     start = SoftPromptEmbedding.from_vocab if config.init == "vocab" else SoftPromptEmbedding.from_random
     return start(embedding, count, generator)
+
+
+def _frequent_labels(rows: Sequence[EncodedRow], count: int) -> list[int]:
+    """The ids that the rows' answers hold most often, most frequent first; as many as there are, up to `count`."""
+    labels = Counter(label for row in rows for label in row.labels if label != IGNORE_INDEX)
+    return sorted(labels, key=lambda label: (-labels[label], label))[:count]
 
 
 def _from_file(config: TrainConfig, base: Base) -> SoftPromptEmbedding:

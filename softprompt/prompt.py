@@ -1,5 +1,6 @@
 """The one thing that learns: P virtual tokens as a [P, H] tensor, and the ways to start it. No files here."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -53,8 +54,17 @@ class SoftPromptEmbedding(nn.Module):
         ids = tokenizer(text)["input_ids"]
         if not ids:
             raise UserError(f"--init-text {text!r} gives no token; write some text or use --init vocab")
-        count = len(ids) if num_virtual_tokens is None else _at_least_one(num_virtual_tokens)
-        repeated = (ids * -(-count // len(ids)))[:count]
+        return cls.from_ids(ids, token_embedding, len(ids) if num_virtual_tokens is None else num_virtual_tokens)
+
+    @classmethod
+    def from_ids(cls, ids: Sequence[int], token_embedding: nn.Module, num_virtual_tokens: int) -> Self:
+        """Start from the embeddings of `ids`, at least one, cut or repeated to `num_virtual_tokens`.
+
+        Raises:
+            UserError: `num_virtual_tokens` is below 1.
+        """
+        count = _at_least_one(num_virtual_tokens)
+        repeated = (list(ids) * -(-count // len(ids)))[:count]
         return cls(_embed(torch.tensor(repeated), token_embedding))
 
     @classmethod

@@ -137,7 +137,7 @@ class Search:
     def _initial(self, trial: Trial) -> SoftPromptEmbedding:
         options = {"init": trial.init, "virtual_tokens": trial.virtual_tokens}
         config = TrainConfig(**options, init_text=self.config.init_text, seed=self.config.seed)
-        return initial_prompt(config, self.base)
+        return initial_prompt(config, self.base, self.rows.train_rows)
 
     def _rate(self, trial: Trial, prompt: SoftPromptEmbedding) -> float:
         return trial.relative_rate * rms(prompt.weight).item()

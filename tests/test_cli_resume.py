@@ -119,6 +119,7 @@ def test_stopped_three_times(train, work, whole, monkeypatch):
         {"lr_scheduler_type": "cosine", "warmup_steps": 0.3, "weight_decay": 0.1},
         {"init": "random", "per_device_train_batch_size": 2, "eval_steps": 3},
         {"precision": "bf16", "init": "vocab"},
+        {"init": "answers"},
         {"precision": "fp16"},
     ],
     ids=str,
@@ -398,7 +399,7 @@ def test_a_save_to_disk_folder_trains(train, work, whole, kind, tmp_path):
         assert "held out: 7 rows" in result.out and "; 2 that are also rows of another split left out" in result.out
 
 
-@pytest.mark.parametrize("init", ["text", "vocab", "random"])
+@pytest.mark.parametrize("init", ["text", "answers", "vocab", "random"])
 def test_inits(train, work, init):
     options = {"init": init, "learning_rate": 1e-12, "max_steps": 1}
     passed(train(**options))

@@ -115,6 +115,7 @@ def test_the_start_is_made_again(init, base):
         ({"init": "new"}, 1, "what it started from"),
         ({"init": "text"}, 1, "the text"),
         ({"init": "file"}, 1, "another prompt file"),
+        ({"init": "answers"}, 1, "answers of its training rows"),
         ({"init": "vocab"}, None, "the seed of its vocab start"),
         ({"init": "random"}, "7", "the seed of its random start"),
         ({"init": "random"}, -1, "the seed of its random start"),
