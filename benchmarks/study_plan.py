@@ -9,7 +9,7 @@ from study_tasks import REPORTED
 
 STAGES = ("bloom", "smollm2", "scales")
 ALL_METHODS = (*METHODS, "none", "softprompt")
-STEPS = {"bloom": 240, "smollm2": 150}
+STEPS = {"bloom": 240, "smollm2": 90}
 SEARCH_SHARE = 3  # a rate is searched at a third of the steps
 SEARCH_SEED = 0
 SEEDS = (1, 2, 3)
