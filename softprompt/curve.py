@@ -13,7 +13,7 @@ from softprompt.checkpoint import METRICS_NAME
 from softprompt.config import TrainConfig
 from softprompt.errors import UserError
 
-WITHOUT, INITIAL, TRAINED = "without a prompt", "with the initial prompt", "with the trained prompt"
+WITHOUT, INITIAL = "without a prompt", "with the initial prompt"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class Curve:
     held_out: tuple[Point, ...] = ()
     without_prompt: float | None = None
     initial_prompt: float | None = None
-    trained_prompt: float | None = None
     skipped_lines: int = 0
 
 
@@ -93,7 +92,6 @@ def curve_of_records(
         held_out=tuple(Point(step, held_out[step], _interpolate(step, seen)) for step in sorted(held_out)),
         without_prompt=named.get(WITHOUT, held_out_loss(training, "without_prompt")),
         initial_prompt=named.get(INITIAL, held_out_loss(training, "initial_prompt")),
-        trained_prompt=named.get(TRAINED),
         skipped_lines=skipped_lines,
     )
 
@@ -115,7 +113,6 @@ def _curve_of_metadata(training: dict[str, object], *, source: str) -> Curve | N
         held_out=tuple(Point(step, loss) for step, loss in sorted(pairs)),
         without_prompt=held_out_loss(training, "without_prompt"),
         initial_prompt=held_out_loss(training, "initial_prompt"),
-        trained_prompt=held_out_loss(training, "trained_prompt"),
     )
 
 
@@ -133,7 +130,7 @@ def _record(line: str) -> dict[str, object] | None:
         return None
     if not isinstance(record, dict) or not _is_step(record.get("step")):
         return None
-    return record if {"loss", "eval_loss"} & record.keys() else None
+    return record if {"loss", "eval_loss", "test_loss"} & record.keys() else None
 
 
 def _tokens_seen(windows: dict[int, tuple[float, float | None]]) -> dict[int, float]:

@@ -162,10 +162,8 @@ def describe_curve(curve: "Curve | None", training: dict[str, object], config: I
     if curve.skipped_lines:
         pairs.append(("skipped", f"{curve.skipped_lines} damaged lines"))
     trained = held_out_loss(training, "trained_prompt")
-    if None not in (trained, curve.trained_prompt) and trained != curve.trained_prompt:
-        said = (
-            f"its held-out loss with the trained prompt is {curve.trained_prompt:.4g}, the prompt file's {trained:.4g}"
-        )
+    if trained is not None and curve.held_out and trained not in [point.loss for point in curve.held_out]:
+        said = f"none of its held-out losses is {trained:.4g}, the prompt file's"
         pairs.append(("warning", f"perhaps of another run: {said}"))
     return "\nloss curve\n" + fields(pairs)
 
@@ -208,7 +206,8 @@ def _token_table(weight: "Tensor", start: "Tensor | None", nearest: list[list[tu
 def _value(value: object) -> str:
     """A value of the training summary, whatever it is."""
     if isinstance(value, dict):
-        return ", ".join(f"{visible(str(name)).replace('_', ' ')} {_value(inner)}" for name, inner in _in_order(value))
+        known = [(name, inner) for name, inner in _in_order(value) if inner is not None]
+        return ", ".join(f"{visible(str(name)).replace('_', ' ')} {_value(inner)}" for name, inner in known) or "none"
     if isinstance(value, list):
         return ", ".join(map(_value, value))
     if isinstance(value, float):

@@ -1,10 +1,12 @@
 """What a run shows and records: one bar on a terminal, plain lines everywhere, `metrics.jsonl` in the run folder."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -68,6 +70,15 @@ class Progress:
             supervised_tokens_per_second=round(rate, 1),
         )
         self._restart_window()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens here is not training: its seconds do not count."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.started += time.perf_counter() - start
 
     def say(self, line: str) -> None:
         """One line on stdout, above the bar if there is one; a run does not end because nobody reads it."""

@@ -223,7 +223,8 @@ class Trainer:
 
     def _measure(self, model: torch.nn.Module, rows: list[EncodedRow], split: str, how: str) -> float:
         """Loss per supervised token, shown and recorded with its token accuracy."""
-        score = total_score(row_scores(model, rows, pad_token_id=self.base.pad_token_id))
+        with self.progress.paused():
+            score = total_score(row_scores(model, rows, pad_token_id=self.base.pad_token_id))
         self.progress.say(f"{split} loss {how}: {score.loss:.4f}  token accuracy {score.accuracy:.1%}")
         key = "eval" if split == "held-out" else split
         self.progress.record(step=self.step, **{f"{key}_loss": score.loss, f"{key}_accuracy": score.accuracy, key: how})

@@ -37,7 +37,7 @@ def test_records_become_points_and_baselines(metrics):
     assert curve.train == (Point(10, 3.0, 100), Point(20, 1.0, 400))
     # 15 is half of the window that ends at 20, which saw 300 tokens
     assert curve.held_out == (Point(0, 4.0, 0), Point(15, 1.5, 250), Point(20, 0.5, 400))
-    assert (curve.without_prompt, curve.initial_prompt, curve.trained_prompt) == (2.0, 4.0, 0.5)
+    assert (curve.without_prompt, curve.initial_prompt) == (2.0, 4.0)
     assert curve.skipped_lines == 0
 
 
@@ -49,7 +49,11 @@ def test_another_run_folder(metrics, tmp_path):
 
 
 def test_damaged_lines_are_skipped_and_counted(metrics):
-    write(metrics, RECORDS[:4], end='null\n[]\n{"mine": 1}\n{"step": "x", "loss": 1}\n\n{"step": 20, "lo')
+    write(
+        metrics,
+        [*RECORDS[:4], {"step": 20, "test_loss": 0.7, "test": "without a prompt"}],
+        end='null\n[]\n{"mine": 1}\n{"step": "x", "loss": 1}\n\n{"step": 20, "lo',
+    )
     curve = load_curve("p.safetensors", None, {})
     assert (len(curve.train), len(curve.held_out), curve.skipped_lines) == (1, 2, 5)
 
@@ -84,7 +88,7 @@ def test_the_metadata_keep_a_curve_of_their_own(metrics, content):
     training = SUMMARY | {"curve": [[20, 0.5], [0, 8.0], "x", [1], [3, None]]}
     curve = load_curve("p.safetensors", None, training)
     assert curve.held_out == (Point(0, 8.0), Point(20, 0.5)) and curve.train == ()
-    assert (curve.without_prompt, curve.initial_prompt, curve.trained_prompt) == (7.0, 8.0, 0.5)
+    assert (curve.without_prompt, curve.initial_prompt) == (7.0, 8.0)
     assert "p.safetensors" in curve.source
     assert load_curve("p.safetensors", None, SUMMARY) is None
 
