@@ -8,6 +8,8 @@ Every finished run is a line of --results and is not run again, so a stopped stu
 
 import argparse
 import multiprocessing
+import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -71,7 +73,7 @@ def work(runs: list[Run], results: Results, options: argparse.Namespace, deadlin
     """Do `runs` in order, `--jobs` at a time; none is started after the deadline."""
     folders, todo = {"smollm2": str(options.smollm2)}, list(runs)
     context = multiprocessing.get_context("spawn")  # a fork would share PyTorch's threads
-    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=quiet_libraries) as pool:
+    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=begin_worker) as pool:
         under_way = set()
         while todo or under_way:
             while todo and len(under_way) < options.jobs and time.monotonic() < deadline:
@@ -84,6 +86,17 @@ def work(runs: list[Run], results: Results, options: argparse.Namespace, deadlin
                 record = future.result()
                 results.add(record)
                 print(f"{line(record)}; about {minutes(todo, results, options.jobs)} left", flush=True)
+
+
+def begin_worker() -> None:
+    """Quiet, and gone with the process that started it: a pool's workers otherwise outlive a parent that is killed."""
+    quiet_libraries()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def line(record: dict) -> str:
