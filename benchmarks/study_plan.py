@@ -32,7 +32,7 @@ BLOOM_RATES = {
 }
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 SCALES = (0.1, 1.0, 10.0)
-SCALES_TASK = {"bloom": "record", "smollm2": "category"}
+SCALES_TASK = {"bloom": "unseen", "smollm2": "category"}
 
 
 def rates_of(model: str, method: str) -> tuple[float, ...]:
