@@ -65,7 +65,7 @@ class Progress:
             epoch=round(epoch, 4),
             loss=loss,
             learning_rate=learning_rate,
-            grad_norm=grad_norm if math.isfinite(grad_norm) else None,  # an fp16 step that was skipped
+            grad_norm=grad_norm,
             supervised_tokens=self.supervised,
             supervised_tokens_per_second=round(rate, 1),
         )
@@ -89,7 +89,14 @@ class Progress:
             drop_output()
 
     def record(self, **values: object) -> None:
-        """Append one JSON object to the metrics, synced; a line that a crash cuts short is dropped on resume."""
+        """Append one JSON object to the metrics, synced; a line that a crash cuts short is dropped on resume.
+
+        A number that is not finite becomes null: an fp16 step that was skipped has such a norm, and JSON has no NaN.
+        """
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
             file.flush()
@@ -108,13 +115,17 @@ class Progress:
 
 
 def _keep_until(metrics_file: Path, first_step: int) -> None:
-    """Keep the records up to a checkpoint's step; a line that a crash cut short goes too."""
+    """Keep the records up to a checkpoint's step, but for test figures, which come again at the end.
+
+    A line that a crash cut short goes too.
+    """
     if not metrics_file.exists():
         return
     kept = []
     for line in metrics_file.read_text("utf-8").splitlines():
         try:
-            if first_step > 0 and json.loads(line)["step"] <= first_step:
+            record = json.loads(line)
+            if first_step > 0 and record["step"] <= first_step and "test" not in record:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue

@@ -87,7 +87,7 @@ def describe_result(result: Result, config: TrainConfig) -> str:
             f"kept the prompt of step {result.step} ({why}: {held_out.trained_prompt:.4f}, perplexity {perplexity:.4g})"
         )
     lines.append(f"prompt written to {config.prompt_file}; try: {command}")
-    if held_out.trained_prompt is not None and held_out.trained_prompt >= held_out.without_prompt:
+    if held_out.trained_prompt is not None and not held_out.trained_prompt < held_out.without_prompt:
         lines.append("warning: held-out loss is no better than without a prompt; try more rows or another rate")
     return "\n".join(lines)
 

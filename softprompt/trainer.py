@@ -280,7 +280,7 @@ class Trainer:
             "seed": self.config.seed,
             "held_out_rows": len(self.eval_rows),
             "held_out_loss": dataclasses.asdict(result.held_out),
-            "curve": self.selection.curve,
+            "curve": [[step, loss if math.isfinite(loss) else None] for step, loss in self.selection.curve],
             "test_rows": len(self.test_rows),
             "test_loss": dataclasses.asdict(result.test),
         }

@@ -163,6 +163,17 @@ def test_resuming_a_finished_run_changes_nothing(train, work, whole):
     assert snapshot(work).keys() == before.keys()
 
 
+def test_test_figures_are_recorded_once_however_often_a_run_is_finished(train, work, rows_file):
+    other = rows_file.with_name("other.jsonl")
+    other.write_text(json.dumps(ROWS[0] | {"output": "of the test"}) + "\n")
+    passed(train(test_data=str(other)))
+    before = snapshot(work)
+    passed(train("--resume", test_data=str(other)))
+    assert snapshot(work) == before
+    tests = [record for record in metrics(work / "prompt.run") if "test" in record]
+    assert [record["test"] for record in tests] == ["without a prompt", "with the kept prompt"]
+
+
 def test_resume_in_another_folder(train, work, whole, monkeypatch):
     """A run folder that was moved together with its prompt file's place goes on."""
     with monkeypatch.context() as patched:

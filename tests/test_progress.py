@@ -25,3 +25,11 @@ def rate_of(folder, pause):
 def test_evaluation_does_not_count_as_training_time(tmp_path):
     assert rate_of(tmp_path / "counted", pause=False) <= 100 / 0.2
     assert rate_of(tmp_path / "paused", pause=True) > 100 / 0.2
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    progress = Progress(tmp_path / "metrics.jsonl", first_step=0, total_steps=1)
+    progress.record(step=1, eval_loss=float("nan"), eval="so far")
+    progress.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=lambda word: 1 / 0) == {"step": 1, "eval_loss": None, "eval": "so far"}
