@@ -7,7 +7,7 @@ from study_results import Results
 from study_runs import Run
 from study_tasks import REPORTED
 
-STAGES = ("bloom", "smollm2", "scales")
+STAGES = ("bloom", "smollm2", "scales", "steps")
 ALL_METHODS = (*METHODS, "none", "softprompt")
 STEPS = {"bloom": 240, "smollm2": 90}
 SEARCH_SHARE = 3  # a rate is searched at a third of the steps
@@ -32,6 +32,8 @@ BLOOM_RATES = {
 }
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 SCALES = (0.1, 1.0, 10.0)
+STEP_FACTORS = (2, 4)  # of the embedded BLOOM's steps, for what more of them give
+STEPS_TASK = "topic"
 SCALES_TASK = {"bloom": "unseen", "smollm2": "category"}
 
 
@@ -43,7 +45,7 @@ def rates_of(model: str, method: str) -> tuple[float, ...]:
 
 def search_runs(stage: str, methods: Sequence[str], tasks: Sequence[str]) -> list[Run]:
     """Every rate of every peer, with one seed and a third of the steps. softprompt has its default, and no search."""
-    if stage == "scales":
+    if stage not in STEPS:
         return []
     steps = STEPS[stage] // SEARCH_SHARE
     return [
@@ -59,6 +61,8 @@ def final_runs(stage: str, methods: Sequence[str], tasks: Sequence[str], results
     """All steps and several seeds, for the winner of every search that is done; softprompt comes last."""
     if stage == "scales":
         return scale_runs() if "softprompt" in methods else []
+    if stage == "steps":
+        return step_runs() if "softprompt" in methods else []
     steps, runs = STEPS[stage], []
     if "none" in methods:
         runs += [Run(stage, stage, task, "none", None, 0, 0) for task in tasks]
@@ -82,6 +86,15 @@ def scale_runs() -> list[Run]:
         for model, scale, seeds in bases
         for alpha in ALPHAS
         for seed in seeds
+    ]
+
+
+def step_runs() -> list[Run]:
+    """softprompt's default with more steps."""
+    return [
+        Run("steps", "bloom", STEPS_TASK, "softprompt", None, seed, factor * STEPS["bloom"])
+        for factor in STEP_FACTORS
+        for seed in OUR_SEEDS
     ]
 
 

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from study_plan import SEARCH_SHARE, STEPS, best_rate, searched
+from study_plan import SEARCH_SHARE, STEPS, STEPS_TASK, best_rate, searched
 from study_results import Results
 from study_summary import (
     TITLES,
     Side,
     best_prompt_tuning,
+    by_steps,
     half_interval,
     scale_table,
     share_of_gain,
     sides_of,
+    spread,
     steps_to,
     targets,
 )
@@ -55,6 +57,10 @@ def sections(results: Results, plots: dict[str, Path]) -> list[str]:
     rows = scale_table(results)
     if rows:
         parts += ["### Rates relative to the prompt's RMS", table_of_scales(rows)]
+    longer = by_steps(results)
+    if longer:
+        parts += [f"### More steps: {STEPS_TASK} on {NAMES['bloom']}", f"![loss by steps]({plots['steps'].name})"]
+        parts.append(table_of_steps(longer))
     failed = [record for record in results if "failed" in record]
     if failed:
         parts += ["### Runs that failed", "\n".join(sorted({f"- {_what(run)}: {run['failed']}" for run in failed}))]
@@ -134,6 +140,15 @@ def table_of_scales(rows: dict[tuple[str, float], dict[float, float]]) -> str:
     return table(["base", *(f"alpha {alpha:g}" for alpha in alphas)], body)
 
 
+def table_of_steps(sides: dict[int, Side]) -> str:
+    """Report loss of softprompt's default and how far its seeds lie apart."""
+    rows = [
+        [f"{steps}", f"{side.loss:.4f}", f"{min(side.losses):.4f}-{max(side.losses):.4f}", f"{spread(side):.1%}"]
+        for steps, side in sides.items()
+    ]
+    return table(["steps of 8 rows", "report loss", "of the seeds", "max - min over mean"], rows)
+
+
 def draw_plots(results: Results, document: Path) -> dict[str, Path]:
     """One picture for each model that has curves; a panel for each task."""
     paths = {}
@@ -143,7 +158,30 @@ def draw_plots(results: Results, document: Path) -> dict[str, Path]:
         if panels:
             paths[model] = document.with_name(f"{document.stem}-{model}.png")
             plot(panels, paths[model])
+    longer = by_steps(results)
+    if longer:
+        paths["steps"] = document.with_name(f"{document.stem}-steps.png")
+        plot_steps(longer, sides_of(results, "bloom", STEPS_TASK), paths["steps"])
     return paths
+
+
+def plot_steps(longer: dict[int, Side], sides: dict[str, Side], path: Path) -> None:
+    """Report loss of every seed over the number of steps; what others reach with the usual number as lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(longer), [side.loss for side in longer.values()], color="tab:blue", label="softprompt, default")
+    for steps, side in longer.items():
+        axes.scatter([steps] * len(side.losses), side.losses, color="tab:blue", s=12)
+    peer = best_prompt_tuning(sides)
+    for name, side, style in (("PEFT prompt tuning, best rate", peer, ":"), ("LoRA r=8", sides.get("lora"), "-.")):
+        if side:
+            usual = f"{name}, {next(iter(longer))} steps"
+            axes.axhline(side.loss, linestyle=style, color="gray", linewidth=1, label=usual)
+    axes.set(xlabel="steps of 8 rows", ylabel="report loss per supervised token", xscale="log", yscale="log")
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
 
 
 def plot(panels: dict[str, dict[str, Side]], path: Path) -> None:

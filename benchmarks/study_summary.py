@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from study_plan import ALPHAS, STEPS, TUTORIAL_RATE, best_rate
+from study_plan import ALPHAS, STEPS, STEPS_TASK, TUTORIAL_RATE, best_rate
 from study_results import Results
 
 # two-sided 95 % quantiles of Student's t by degrees of freedom
@@ -130,6 +130,16 @@ def targets(results: Results, tasks: dict[str, Sequence[str]]) -> list[tuple[str
 def _shares(every: dict[str, dict[str, Side]], reference: str, model: str) -> list[str]:
     shares = {where: share_of_gain(sides, "softprompt", reference) for where, sides in every.items()}
     return [f"{where} {share:.1%}" for where, share in shares.items() if share is not None and where.startswith(model)]
+
+
+def by_steps(results: Results) -> dict[int, Side]:
+    """softprompt's default on one task, by the number of its steps."""
+    usual = sides_of(results, "bloom", STEPS_TASK).get("softprompt")
+    found = {STEPS["bloom"]: usual} if usual else {}
+    longer = [record for record in results if record["stage"] == "steps" and "failed" not in record]
+    for steps in sorted({record["steps"] for record in longer}):
+        found[steps] = Side("softprompt", [record for record in longer if record["steps"] == steps])
+    return found if longer else {}
 
 
 def scale_table(records: Iterable[dict]) -> dict[tuple[str, float], dict[float, float]]:
