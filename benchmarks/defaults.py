@@ -49,7 +49,13 @@ class Variant:
     by_token: bool = False  # rate relative to each virtual token's own RMS
     update: str = "adamw"
     mlp: int | None = None  # width of a residual MLP, folded into the prompt (Razdaibiedina et al., 2023)
+    rank: int | None = None  # of the change to the initial prompt
     weight_decay: float = 0.0
+
+    @property
+    def changes(self) -> dict[str, object]:
+        """What is not as in the first variant."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(Variant, name)}
 
 
 LOW = {"beta2": 0.95}
@@ -70,7 +76,10 @@ VARIANTS = {
     "beta2 0.95, vocab": Variant(**LOW, init="vocab"),
     "beta2 0.95, answers": Variant(**LOW, init="answers"),
     "beta2 0.95, beta1 0.8": Variant(**LOW, beta1=0.8),
-    "beta2 0.95, mlp 64": Variant(**LOW, mlp=64, rate=0.03),
+    "betas 0.8 0.9, clip 0.03, mlp 64": Variant(beta1=0.8, beta2=0.9, clip=0.03, mlp=64, rate=0.03),
+    "betas 0.8 0.9, clip 0.03, mlp 64, rate 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.03, mlp=64, rate=0.1),
+    "betas 0.8 0.9, clip 0.03, rank 4": Variant(beta1=0.8, beta2=0.9, clip=0.03, rank=4),
+    "betas 0.8 0.9, clip 0.03, rank 4, rate 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.03, rank=4, rate=0.1),
     "muon": Variant(update="muon"),
     "muon, rate 0.1": Variant(update="muon", rate=0.1),
     "muon, rate 0.6": Variant(update="muon", rate=0.6),
@@ -115,7 +124,7 @@ def main() -> None:
         ratios, losses, seconds = [], [], 0.0
         for task_name in tasks:
             for seed in options.seeds:
-                key = json.dumps([options.model, options.steps, task_name, seed, asdict(VARIANTS[variant])])
+                key = json.dumps([options.model, options.steps, task_name, seed, VARIANTS[variant].changes])
                 if key not in known:
                     start = time.perf_counter()
                     curve = train(base, task_name, VARIANTS[variant], options.steps, seed)
@@ -135,7 +144,7 @@ def train(base: Base, task_name: str, variant: Variant, steps: int, seed: int) -
     held_out, _ = encode_rows(task(task_name).select, base.tokenizer, max_length=256)
     model = SoftPromptModel(base.model, initial_prompt(base, variant, rows, seed))
     weight, curve = model.soft_prompt.weight, []
-    update = UPDATES[variant.update](weight, variant) if variant.mlp is None else Reparameterised(weight, variant)
+    update = (Reparameterised if variant.mlp or variant.rank else UPDATES[variant.update])(weight, variant)
     factor = rate_factor(variant.schedule, steps, variant.warmup)
     mean = weight.detach().clone()
     for step in range(steps):
@@ -230,35 +239,36 @@ class Muon(Update):
         return 0.2 * math.sqrt(max(grad.shape)) * u @ v
 
 
-class Reparameterised:
-    """The prompt as vectors plus a small MLP of them, which is folded in after every step."""
+class Reparameterised(Update):
+    """Adam on parts of which the prompt is made, and which are folded into it after every step."""
 
     def __init__(self, weight: nn.Parameter, variant: Variant) -> None:
-        self.weight, self.variant, self.scale = weight, variant, rms(weight)
-        width = weight.shape[1]
+        super().__init__(weight, variant)
+        width, inner = weight.shape[1], variant.mlp or variant.rank
         generator = torch.Generator().manual_seed(0)
-        self.vectors = (weight.detach() / self.scale).requires_grad_()
-        self.down = (torch.randn(variant.mlp, width, generator=generator) / math.sqrt(width)).requires_grad_()
-        self.up = torch.zeros(width, variant.mlp, requires_grad=True)
-        self.parameters = [self.vectors, self.down, self.up]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=variant.rate, betas=(variant.beta1, variant.beta2), weight_decay=0.0
-        )
+        self.start = weight.detach() / self.scale
+        first, scale = (inner, width) if variant.mlp else (len(weight), inner), width if variant.mlp else inner
+        self.down = (torch.randn(first, generator=generator) / math.sqrt(scale)).requires_grad_()
+        self.up = torch.zeros((width, inner) if variant.mlp else (inner, width), requires_grad=True)
+        self.vectors = self.start.clone().requires_grad_(variant.mlp is not None)
+        parts = [self.down, self.up] + ([self.vectors] if variant.mlp else [])
+        self.adamw = torch.optim.AdamW(parts, betas=(variant.beta1, variant.beta2), weight_decay=0.0)
 
     def step(self, factor: float) -> None:
         """The chain rule by autograd, Adam on all parts, and the fold."""
-        grad = self.weight.grad * self.scale
-        self.folded().backward(grad)
-        self.optimizer.param_groups[0]["lr"] = self.variant.rate * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.folded().backward(self.clipped(self.weight.grad * self.scale))
+        self.adamw.param_groups[0]["lr"] = self.variant.rate * factor
+        self.adamw.step()
+        self.adamw.zero_grad()
         with torch.no_grad():
             self.weight.copy_(self.folded() * self.scale)
         self.weight.grad = None
 
     def folded(self) -> Tensor:
-        """What the vectors and the MLP make together: `[P, H]`."""
-        return self.vectors + torch.relu(self.vectors @ self.down.T) @ self.up.T
+        """The prompt over its scale: vectors and a residual MLP of them, or the start plus a low-rank change."""
+        if self.variant.mlp:
+            return self.vectors + torch.relu(self.vectors @ self.down.T) @ self.up.T
+        return self.vectors + self.down @ self.up
 
 
 UPDATES: dict[str, Callable] = {"adamw": Update, "nadam": NAdam, "muon": Muon}
