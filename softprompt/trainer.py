@@ -119,7 +119,7 @@ class Trainer:
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; the last whole step is saved.
-            UserError: the loss or the gradient is no longer finite.
+            Diverged: the loss or the gradient is no longer finite.
         """
         folder = open_run_folder(self.config)
         self.progress = Progress(
