@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from softprompt.base import context_limit
 from softprompt.batching import plan_batches
 from softprompt.config import GenerateConfig
 from softprompt.encoding import EncodedRow
@@ -40,9 +41,15 @@ def greedy_answers(
 def answers_beside_references(
     model: SoftPromptModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedRow], *, batch_size: int
 ) -> list[dict[str, str]]:
-    """Question, greedy answer and reference of rows as they were encoded; an answer may be twice as long."""
+    """Question, greedy answer and reference of rows as they were encoded.
+
+    An answer may be twice as long as the longest reference, if the base's context has room for that.
+    """
     questions = [row.input_ids[: len(row.input_ids) - row.num_supervised] for row in rows]
     longest = 2 * max(row.num_supervised for row in rows)
+    if (limit := context_limit(model.base_model)) is not None:
+        room = limit - model.soft_prompt.num_virtual_tokens - max(map(len, questions))
+        longest = min(longest, room)  # at least 1, since a row with its response fits
     answers = greedy_answers(model, tokenizer, questions, max_new_tokens=longest, batch_size=batch_size)
     return [
         {

@@ -41,16 +41,7 @@ def check_outputs(config: TrainConfig) -> None:
         UserError: the prompt file or run folder exists and no flag allows to replace it, or cannot be written.
     """
     prompt_file, folder = Path(config.prompt_file), config.run_folder
-    if prompt_file.is_dir():
-        raise UserError(f"--prompt-file {prompt_file}: is a folder; name a file in it")
-    if prompt_file.exists() and not prompt_file.is_file():
-        raise UserError(f"--prompt-file {prompt_file}: is no plain file, and would be replaced by one; name another")
-    if prompt_file.resolve() == folder.resolve():
-        raise UserError(f"--run-dir {folder}: is also the name of the --prompt-file {prompt_file}; name another")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--run-dir {folder}: is a file; name another folder")
-    require_writable(prompt_file.parent, flag=f"--prompt-file {prompt_file}")
-    require_writable(folder, flag=f"--run-dir {folder}")
+    check_places(prompt_file, folder, flag="--run-dir")
     foreign = [path.name for path in _numbered(folder) if not _is_ours(path)]
     if foreign:
         raise UserError(f"--run-dir {folder}: {foreign[0]} there holds files of another program; name another folder")
@@ -64,6 +55,20 @@ def check_outputs(config: TrainConfig) -> None:
         raise UserError(f"--prompt-file {prompt_file}: already there; name another, or replace it with --overwrite")
     if folder.is_dir() and not _only_our_metrics(folder):
         raise UserError(f"--run-dir {folder}: already there; go on with --resume, or replace it with --overwrite")
+
+
+def check_places(prompt_file: Path, folder: Path, *, flag: str) -> None:
+    """Raise `UserError` unless a prompt file, and the folder that `flag` names, can be written there."""
+    if prompt_file.is_dir():
+        raise UserError(f"--prompt-file {prompt_file}: is a folder; name a file in it")
+    if prompt_file.exists() and not prompt_file.is_file():
+        raise UserError(f"--prompt-file {prompt_file}: is no plain file, and would be replaced by one; name another")
+    if prompt_file.resolve() == folder.resolve():
+        raise UserError(f"{flag} {folder}: is also the name of the --prompt-file {prompt_file}; name another")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{flag} {folder}: is a file; name another folder")
+    require_writable(prompt_file.parent, flag=f"--prompt-file {prompt_file}")
+    require_writable(folder, flag=f"{flag} {folder}")
 
 
 def open_run_folder(config: TrainConfig) -> Path:

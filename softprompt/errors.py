@@ -7,6 +7,10 @@ class UserError(ValueError):
     """Wrong input or a machine that fails: the message names the file, row or flag and what to do."""
 
 
+class Diverged(UserError):
+    """A run cannot go on, since its numbers are no longer finite."""
+
+
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM; `message` says what was saved."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from softprompt.errors import UserError
+from softprompt.errors import Diverged
 from softprompt.prompt import rms
 
 RELATIVE_RATE = 0.3  # times the scale
@@ -61,7 +61,7 @@ class PromptOptimizer:
         """Move the prompt at `factor` times the rate and clear its gradient, whose norm before clipping is returned.
 
         Raises:
-            UserError: the gradient or the prompt is not finite; it begins with `where`.
+            Diverged: the gradient or the prompt is not finite; it begins with `where`.
         """
         self.adamw.param_groups[0]["lr"] = self.rate * factor
         self.scaler.unscale_(self.adamw)
@@ -76,9 +76,9 @@ class PromptOptimizer:
         self.discard()
         return norm
 
-    def diverged(self, where: str, what: str) -> UserError:
+    def diverged(self, where: str, what: str) -> Diverged:
         """What is said of a run that cannot go on."""
-        return UserError(f"{where}: the {what} is not finite; lower --learning-rate (it was {self.rate:.3g})")
+        return Diverged(f"{where}: the {what} is not finite; lower --learning-rate (it was {self.rate:.3g})")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

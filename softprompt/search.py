@@ -9,14 +9,18 @@ import contextlib
 import io
 import itertools
 import json
+import math
+import os
 import random
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.base import Base
 from softprompt.checkpoint import check_same_recipe, last_checkpoint
 from softprompt.config import SweepConfig, TrainConfig
+from softprompt.errors import Diverged, UserError
 from softprompt.evaluation import row_scores, total_score
 from softprompt.files import write_atomic
 from softprompt.initialise import initial_prompt
@@ -79,30 +83,43 @@ class Search:
         """Note the recipe in the sweep's folder, or compare it with the one that is there.
 
         Raises:
-            UserError: `--resume` of a sweep with another recipe.
+            UserError: `--resume` of a sweep with another recipe or prompt file.
         """
         self.config, self.base, self.rows, self.folder = config, base, rows, config.sweep_folder
         options = {flag(name): value for name, value in vars(config).items() if name not in FREE_ON_RESUME}
         recipe = options | {
             "--model (SHA-256 of its weights)": base.fingerprint.sha256,
             "--data (SHA-256 of its rows)": rows_sha256(rows.train_rows, rows.eval_rows),
+            "--prompt-file (seen from the sweep's folder)": os.path.relpath(
+                Path(config.prompt_file).resolve(), self.folder.resolve()
+            ),
         }
         recipe = json.loads(json.dumps(recipe))
         if config.resume and recipe_file.exists():
             check_same_recipe(json.loads(recipe_file.read_text("utf-8")), recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
+        Path(config.prompt_file).parent.mkdir(parents=True, exist_ok=True)
+        if not config.resume:
+            self._forget_trials()
         write_atomic(recipe_file, (json.dumps(recipe, indent=1) + "\n").encode())
 
     def run(self) -> None:
-        """Hold the rounds, write the best trial's prompt, and say how it does on the test rows."""
+        """Hold the rounds, write the best trial's prompt, and say how it does on the test rows.
+
+        Raises:
+            UserError: no trial of a round has a finite loss.
+        """
         trials, best_file = choose_trials(self.config), None
         for count, steps in plan_rounds(len(trials), self.config.max_steps):
+            del trials[count:]
             print(
-                f"\nround of {count} trials, {steps} steps each\n{'P':>4} {'init':8}{'rate':>22}   held-out loss",
+                f"\nround of {len(trials)} trials, {steps} steps each\n{'P':>4} {'init':8}{'rate':>22}   held-out loss",
                 flush=True,
             )
-            losses = {trial: self._loss(trial, steps) for trial in trials[:count]}
-            trials = sorted(losses, key=losses.get)
+            losses = {trial: self._loss(trial, steps) for trial in trials}
+            trials = sorted((trial for trial in trials if losses[trial] < math.inf), key=losses.get)
+            if not trials:
+                raise UserError("--relative-rates: every trial diverged; give smaller ones")
             best_file = self._prompt_file(trials[0], steps)
         content = best_file.read_bytes()
         write_atomic(self.config.prompt_file, content)
@@ -111,14 +128,28 @@ class Search:
         print(f"prompt written to {self.config.prompt_file}; the same by itself: {self._command(trials[0])}")
 
     def _loss(self, trial: Trial, steps: int) -> float:
-        """The held-out loss of a trial's kept prompt; what an earlier sweep finished is not run again."""
+        """The held-out loss of a trial's kept prompt, infinity if it diverged; what is finished is not run again."""
         file = self._prompt_file(trial, steps)
-        if not (self.config.resume and file.exists()):
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._train(trial, steps, file)
-        loss = json.loads(load_prompt(file).metadata["training"])["held_out_loss"]["trained_prompt"]
+        try:
+            if not (self.config.resume and file.exists()):
+                with contextlib.redirect_stdout(io.StringIO()):
+                    self._train(trial, steps, file)
+            loss = json.loads(load_prompt(file).metadata["training"])["held_out_loss"]["trained_prompt"]
+        except Diverged:
+            loss = math.inf
+        loss = math.inf if loss is None else loss
         print(self._describe(trial, loss), flush=True)
         return loss
+
+    def _forget_trials(self) -> None:
+        """Delete what an earlier sweep left of trials that are to be run: `--resume` would take it for this one's."""
+        trials = choose_trials(self.config)
+        for trial, (_, steps) in itertools.product(trials, plan_rounds(len(trials), self.config.max_steps)):
+            file = self._prompt_file(trial, steps)
+            file.unlink(missing_ok=True)
+            run_folder = TrainConfig(prompt_file=str(file)).run_folder
+            while (checkpoint := last_checkpoint(run_folder)) is not None:
+                shutil.rmtree(checkpoint)
 
     def _train(self, trial: Trial, steps: int, file: Path) -> None:
         prompt = self._initial(trial)

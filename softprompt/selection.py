@@ -19,6 +19,11 @@ class Losses:
     initial_prompt: float | None = None
     trained_prompt: float | None = None
 
+    def finite(self) -> dict[str, float | None]:
+        """By name, None also for one that is not finite, which JSON does not have."""
+        losses = dataclasses.asdict(self).items()
+        return {name: None if loss is None or not math.isfinite(loss) else loss for name, loss in losses}
+
 
 @dataclass(frozen=True)
 class Result:

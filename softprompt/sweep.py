@@ -6,7 +6,6 @@ from pathlib import Path
 from softprompt.command import parse, quiet_libraries
 from softprompt.config import SweepConfig
 from softprompt.errors import UserError
-from softprompt.files import require_writable
 
 # the sweep folder's record of what it searches, and the sign that the folder is a sweep's
 RECIPE_NAME = "sweep.json"
@@ -40,13 +39,10 @@ def check_outputs(config: SweepConfig) -> None:
     Raises:
         UserError: the prompt file or the sweep folder exists and no flag allows to replace it, or cannot be written.
     """
+    from softprompt.checkpoint import check_places
+
     prompt_file, folder = Path(config.prompt_file), config.sweep_folder
-    if prompt_file.is_dir():
-        raise UserError(f"--prompt-file {prompt_file}: is a folder; name a file in it")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--sweep-dir {folder}: is a file; name another folder")
-    require_writable(prompt_file.parent, flag=f"--prompt-file {prompt_file}")
-    require_writable(folder, flag=f"--sweep-dir {folder}")
+    check_places(prompt_file, folder, flag="--sweep-dir")
     ours = (folder / RECIPE_NAME).is_file()
     if folder.exists() and any(folder.iterdir()) and not ours:
         raise UserError(f"--sweep-dir {folder}: holds files that no sweep wrote; name another folder")

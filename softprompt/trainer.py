@@ -4,7 +4,6 @@ A step's loss is the sum over its supervised tokens divided by their number, how
 base is held in the chosen precision; the prompt, its gradient and its optimizer state stay fp32.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -119,7 +118,7 @@ class Trainer:
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; the last whole step is saved.
-            UserError: the loss or the gradient is no longer finite.
+            Diverged: the loss or the gradient is no longer finite.
         """
         folder = open_run_folder(self.config)
         self.progress = Progress(
@@ -262,7 +261,9 @@ class Trainer:
         return {
             "--model (SHA-256 of its weights)": self.base.fingerprint.sha256,
             **options,
-            "--data (SHA-256 of its rows)": rows_sha256(self.train_rows, self.eval_rows, self.test_rows),
+            "--data (SHA-256 of the training rows)": rows_sha256(self.train_rows),
+            "--eval-data (SHA-256 of the held-out rows)": rows_sha256(self.eval_rows),
+            "--test-data (SHA-256 of the test rows)": rows_sha256(self.test_rows),
             "--virtual-tokens": self.model.soft_prompt.num_virtual_tokens,
             "--precision": self.base.precision,
             "--device": self.base.device.type,
@@ -276,13 +277,13 @@ class Trainer:
             "rows": len(self.train_rows),
             "rows_per_step": self.config.rows_per_step,
             "learning_rate": self.optimizer.rate,
-            "train_loss": self.train_loss if math.isfinite(self.train_loss) else None,
+            "train_loss": self.train_loss if result.step == self.step > 0 else None,
             "seed": self.config.seed,
             "held_out_rows": len(self.eval_rows),
-            "held_out_loss": dataclasses.asdict(result.held_out),
+            "held_out_loss": result.held_out.finite(),
             "curve": [[step, loss if math.isfinite(loss) else None] for step, loss in self.selection.curve],
             "test_rows": len(self.test_rows),
-            "test_loss": dataclasses.asdict(result.test),
+            "test_loss": result.test.finite(),
         }
         from_file = self.config.init_from is not None
         return self.base.metadata | {

@@ -226,6 +226,8 @@ def test_resume_refuses_other_rows(train, work, stopped, rows_file):
     rows_file.write_text("".join(reversed(lines)))  # the order decides which rows a step takes
     assert_one_line(train("--resume"), "--resume", "--data")
     rows_file.write_text("".join(lines))
+    (work.parent / "test.jsonl").write_text(json.dumps(ROWS[0] | {"output": "of the test"}) + "\n")
+    assert_one_line(train("--resume", test_data="../test.jsonl"), "--resume: --test-data (SHA-256")
     assert snapshot(work) == before
     passed(train("--resume"))
 

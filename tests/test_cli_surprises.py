@@ -8,7 +8,7 @@ import pytest
 import torch
 from commands import assert_one_line, run_command, snapshot
 from conftest import ROWS, VOCAB_SIZE, make_model, make_tokenizer
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from softprompt import SoftPromptEmbedding, UserError, load_prompt, save_prompt
 from softprompt.config import TrainConfig
@@ -27,6 +27,24 @@ def train(capfd, tmp_path, model_folder, rows_file, monkeypatch):
 
 def rows_of(path):
     return load_splits(str(path), eval_data=None, eval_fraction=0.0, seed=1).train_rows
+
+
+def test_answers_while_training_stay_within_a_short_context(train, tmp_path):
+    rows = [{"instruction": f"Say {place}", "output": "x" * (30 + place % 3)} for place in range(10)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=80, vocab_size=VOCAB_SIZE)).save_pretrained(
+        tmp_path / "short"
+    )
+    make_tokenizer().save_pretrained(tmp_path / "short")
+    words = ["--eval-fraction", 0.3, "--virtual-tokens", 4, "--eval-generate", 2]
+    result = train(*words, model=tmp_path / "short", data="long.jsonl")
+    assert result.status == 0, result.err
+    answers = [json.loads(line) for line in (tmp_path / "prompt.run" / "answers.jsonl").read_text("utf-8").splitlines()]
+    exact = sum(row["answer"].strip() == row["reference"] for row in answers)
+    assert len(answers) == 2 and f"exact match: {exact} of 2 greedy answers to held-out rows" in result.out
+    assert {row["reference"] for row in answers} <= {row["output"] for row in rows}
+    assert result.out.splitlines()[-1].startswith(("prompt written", "warning"))
 
 
 def test_dates_stay_text(tmp_path):

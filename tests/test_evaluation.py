@@ -5,7 +5,7 @@ import torch
 from conftest import FAMILIES, HIDDEN_SIZE, ROWS, VOCAB_SIZE, make_model
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel
-from softprompt.answering import greedy_answers
+from softprompt.answering import answers_beside_references, greedy_answers
 from softprompt.encoding import EncodedRow, Row, encode_question, encode_rows
 from softprompt.evaluation import Score, row_scores, total_score
 from softprompt.passes import pass_losses
@@ -140,6 +140,21 @@ def test_answers_are_those_of_each_question_alone(family, weight, tokenizer):
         settings = {"max_new_tokens": 9, "batch_size": size, "advance": told.append}
         assert greedy_answers(with_prompt(base, weight), tokenizer, questions, **settings) == wanted
     assert told == [1] * 10 + [4, 4, 2] + [10]
+
+
+@pytest.mark.parametrize("room", [3, 400])
+def test_answers_beside_references_are_greedy_and_stay_within_the_context(room, tokenizer):
+    base = make_model("gpt2")
+    rows, _ = encode_rows([Row(**ROWS[place], number=1 + place) for place in (0, 2)], tokenizer, max_length=256)
+    weight = prompt_of()
+    front = max(len(row.input_ids) - row.num_supervised for row in rows) + len(weight)
+    base.config.n_positions = front + room
+    longest = min(2 * max(row.num_supervised for row in rows), room)
+    found = answers_beside_references(with_prompt(base, weight), tokenizer, rows, batch_size=2)
+    questions = [row.input_ids[: -row.num_supervised] for row in rows]
+    assert [row["answer"] for row in found] == answers_one_by_one(base, weight, tokenizer, questions, longest)
+    assert [row["question"] for row in found] == [tokenizer.decode(ids) for ids in questions]
+    assert [row["reference"] for row in found] == [ROWS[place]["output"] for place in (0, 2)]
 
 
 def test_a_question_ends_where_the_response_begins(tokenizer):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import pytest
 import torch
 from test_trainer import mean_loss, trainer_for
 
@@ -10,6 +11,7 @@ from softprompt import load_prompt
 from softprompt.encoding import EncodedRow, without_copies
 from softprompt.report import describe_result
 from softprompt.selection import Losses, Result, Selection
+from softprompt.trainer import Trainer
 
 # so high a rate that the held-out loss rises again within a run
 RISING = {"eval_fraction": 0.3, "num_train_epochs": 12, "learning_rate": 3.0, "lr_scheduler_type": "constant"}
@@ -64,10 +66,23 @@ def test_the_file_holds_the_best_prompt_and_with_save_last_the_last(model_folder
         assert training["steps"] == result.step and training["curve"] == [
             list(pair) for pair in trainer.selection.curve
         ]
+        # that of the last step says nothing of an earlier prompt
+        assert training["train_loss"] == (trainer.train_loss if last else None)
     (best, selection), (last, same) = ends[False], ends[True]
     assert selection.curve == same.curve  # what is kept does not change what is learnt
     assert best.held_out.trained_prompt == min(loss for _, loss in selection.curve) < last.held_out.trained_prompt
     assert last.held_out.trained_prompt == selection.curve[-1][1]
+
+
+def test_the_file_is_json_whatever_the_losses(model_folder, rows_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "_measure", lambda *_: math.nan)
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "run", **RISING)
+    trainer.test_rows = trainer.train_rows[:3]
+    result = trainer.run()
+    assert result.step == trainer.total  # nothing was better
+    text = load_prompt(tmp_path / "run" / "p.safetensors").metadata["training"]
+    training = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert set(training["held_out_loss"].values()) == set(training["test_loss"].values()) == {None}
 
 
 def test_early_stopping_ends_the_run_and_keeps_the_best(model_folder, rows_file, tmp_path):

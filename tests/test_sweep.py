@@ -1,6 +1,7 @@
 """The search: which trials there are, what the rounds cost, what a sweep writes, and that a stopped one goes on."""
 
 import json
+import os
 import re
 import shlex
 
@@ -110,6 +111,56 @@ def test_a_stopped_sweep_goes_on_to_the_same_prompt(searched, tmp_path, monkeypa
     resumed = searched("--resume")
     assert resumed.status == whole.status == 0 and len(ran) == 10 + 14 - 3
     assert (tmp_path / "prompt.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_stopped_overwrite_does_not_take_the_old_sweeps_trials_for_its_own(searched, tmp_path, monkeypatch):
+    """Trials of the old sweep, whose seed drew other rows, lie where `--resume` looks for those of the new one."""
+    whole = searched("--prompt-file", "whole.safetensors", "--seed", 7)
+    assert whole.status == searched().status == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "run", stops)
+        assert searched("--overwrite", "--seed", 7).status == 130
+    resumed = searched("--resume", "--seed", 7)
+    assert resumed.status == 0, resumed.err
+    assert rounds(resumed.out) == rounds(whole.out)
+    assert (tmp_path / "prompt.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def stops(self):
+    raise Interrupted(2, "stopped")
+
+
+def rounds(out):
+    """The tables that a sweep prints."""
+    return out[out.index("round of") : out.index("test loss") if "test loss" in out else out.index("prompt written")]
+
+
+def test_a_trial_that_diverges_loses_and_ends_nothing(searched):
+    result = searched("--relative-rates", 1, 1e38, "--init", "text")
+    assert result.status == 0 and result.err == ""
+    first, second = result.out.split("round of ")[1:]
+    assert first.startswith("4 trials") and first.count(" inf\n") == 2
+    assert second.startswith("2 trials") and second.count("(1 x RMS)") == 3 and "inf" not in second
+    assert_one_line(searched("--overwrite", "--relative-rates", 1e38, "--init", "text"), "--relative-rates", "diverged")
+
+
+def test_the_prompt_files_folder_is_made(searched, tmp_path):
+    assert searched("--prompt-file", "new/best.safetensors", "--sweep-dir", "trials").status == 0
+    assert (tmp_path / "new" / "best.safetensors").is_file()
+
+
+def test_places_that_cannot_hold_the_prompt_are_refused_before_the_search(searched, tmp_path):
+    assert_one_line(searched("--prompt-file", "same", "--sweep-dir", "same"), "--sweep-dir", "same")
+    os.mkfifo(tmp_path / "pipe")
+    assert_one_line(searched("--prompt-file", "pipe", "--overwrite"), "--prompt-file", "no plain file")
+
+
+def test_resume_replaces_only_the_prompt_file_of_its_sweep(searched, tmp_path):
+    assert searched().status == 0
+    (tmp_path / "precious.safetensors").write_text("another run's")
+    result = searched("--resume", "--sweep-dir", "prompt.sweep", "--prompt-file", "precious.safetensors")
+    assert_one_line(result, "--resume", "--prompt-file", "precious.safetensors")
+    assert (tmp_path / "precious.safetensors").read_text() == "another run's"
 
 
 def test_nothing_that_is_there_is_replaced(searched, tmp_path):
