@@ -36,7 +36,7 @@ class TrainConfig:
     )
     num_train_epochs: float = option(1.0, "passes over the rows")
     max_steps: int = option(-1, "stop after this many optimizer steps, whatever the epochs; -1: no limit")
-    learning_rate: float | None = option(None, "AdamW's rate (default: 0.3 x the prompt's RMS at initialisation)")
+    learning_rate: float | None = option(None, "AdamW's rate (default: the prompt's RMS at initialisation)")
     lr_scheduler_type: str = option(
         "linear", "shape of the rate over the run", choices=("linear", "cosine", "constant", "constant_with_warmup")
     )
@@ -191,7 +191,7 @@ class SweepConfig:
         None, "every trial's run folder and prompt (default: NAME.sweep beside a prompt file NAME.safetensors)"
     )
     virtual_tokens: tuple[int, ...] = option((4, 12, 32), "numbers of virtual tokens to try")
-    relative_rates: tuple[float, ...] = option((0.1, 0.3, 1.0), "learning rates to try, times the prompt's RMS")
+    relative_rates: tuple[float, ...] = option((0.3, 1.0, 3.0), "learning rates to try, times the prompt's RMS")
     init: tuple[str, ...] = option(("text", "answers"), "starts to try", choices=INITS)
     init_text: str = option(DEFAULT_INIT_TEXT, "text whose embeddings start the prompt with --init text")
     max_trials: int = option(12, "try a seeded choice of so many combinations")

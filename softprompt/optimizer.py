@@ -15,7 +15,7 @@ from torch import nn
 from softprompt.errors import Diverged
 from softprompt.prompt import rms
 
-RELATIVE_RATE = 0.3  # times the scale
+RELATIVE_RATE = 1.0  # times the scale
 RELATIVE_EPSILON = 1e-8  # of Adam, over the scale
 # over the scale; nearly every step is clipped, so that rows with large gradients do not drown the others
 RELATIVE_GRAD_NORM = 0.03

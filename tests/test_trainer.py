@@ -157,7 +157,7 @@ def test_default_rate_follows_the_scale_of_the_prompt(model_folder, rows_file, t
     for scale in (1.0, 100.0):
         prompt = SoftPromptEmbedding.from_tensor(scale * torch.ones(3, 32))
         rates.append(trainer_for(model_folder, rows_file, tmp_path / str(scale), prompt=prompt).optimizer.rate)
-    assert rates == pytest.approx([0.3, 30.0])
+    assert rates == pytest.approx([1.0, 100.0])
 
 
 def test_the_default_run_does_not_depend_on_the_scale_of_the_embeddings(model_folder, rows_file, tmp_path):
