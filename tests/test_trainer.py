@@ -166,7 +166,7 @@ def test_the_default_run_does_not_depend_on_the_scale_of_the_embeddings(model_fo
     ends = []
     for scale in (10.0, 1000.0):
         prompt = SoftPromptEmbedding.from_tensor(scale * weight)
-        trainer = trainer_for(model_folder, rows_file, tmp_path / str(scale), prompt=prompt, num_train_epochs=3)
+        trainer = trainer_for(model_folder, rows_file, tmp_path / str(scale), prompt=prompt, num_train_epochs=2)
         trainer.run()
         ends.append(trainer.weight.detach() / scale)
     # 1e-3: fp32 roundings, which Adam's steps of about the rate enlarge
