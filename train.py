@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from softprompt.answering import answers_beside_references
     from softprompt.base import load_base, require_room, resolve_device
-    from softprompt.checkpoint import check_outputs, last_checkpoint
+    from softprompt.checkpoint import ANSWERS_NAME, check_outputs, last_checkpoint
     from softprompt.files import write_atomic
     from softprompt.initialise import initial_prompt
     from softprompt.model import SoftPromptModel
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.eval_generate and (shown := (rows.test_rows or rows.eval_rows)[: config.eval_generate]):
         answers = answers_beside_references(model, base.tokenizer, shown, batch_size=ANSWERED_TOGETHER)
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        write_atomic(config.run_folder / "answers.jsonl", lines.encode())
+        write_atomic(config.run_folder / ANSWERS_NAME, lines.encode())
         print(describe_answers(answers, "test" if rows.test_rows else "held-out", config))
     print(describe_result(result, config))
 

@@ -22,6 +22,7 @@ from softprompt.prompt_file import PromptFile, load_prompt
 PROMPT_NAME = "prompt.safetensors"
 STATE_NAME = "state.pt"
 METRICS_NAME = "metrics.jsonl"
+ANSWERS_NAME = "answers.jsonl"  # of `--eval-generate`
 STATE_VERSION = 3
 
 
@@ -81,6 +82,7 @@ def open_run_folder(config: TrainConfig) -> Path:
             shutil.rmtree(path)
         if _begins_like_ours(folder / METRICS_NAME):
             (folder / METRICS_NAME).unlink()
+            (folder / ANSWERS_NAME).unlink(missing_ok=True)
     return folder
 
 

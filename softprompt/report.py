@@ -6,6 +6,7 @@ import shlex
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.base import Base
+from softprompt.checkpoint import ANSWERS_NAME
 from softprompt.config import TrainConfig
 from softprompt.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.engine import attention_note, can_pack
@@ -66,7 +67,7 @@ def describe_steps(trainer: Trainer) -> str:
 def describe_answers(answers: list[dict[str, str]], split: str, config: TrainConfig) -> str:
     """How many answers are the references, and the first three beside them."""
     exact = sum(exact_match([row["answer"] for row in answers], [row["reference"] for row in answers]))
-    share, place = exact / len(answers), config.run_folder / "answers.jsonl"
+    share, place = exact / len(answers), config.run_folder / ANSWERS_NAME
     lines = [f"exact match: {exact} of {len(answers)} greedy answers to {split} rows ({share:.1%}); all in {place}"]
     for row in answers[:3]:
         lines += [_indent(row["question"] + row["answer"]), _indent(f"(reference: {row['reference']})")]

@@ -45,6 +45,8 @@ def test_answers_while_training_stay_within_a_short_context(train, tmp_path):
     assert len(answers) == 2 and f"exact match: {exact} of 2 greedy answers to held-out rows" in result.out
     assert {row["reference"] for row in answers} <= {row["output"] for row in rows}
     assert result.out.splitlines()[-1].startswith(("prompt written", "warning"))
+    assert train(*words[:4], "--overwrite", model=tmp_path / "short", data="long.jsonl").status == 0
+    assert not (tmp_path / "prompt.run" / "answers.jsonl").exists()  # they were the replaced prompt's
 
 
 def test_dates_stay_text(tmp_path):

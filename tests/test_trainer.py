@@ -1,6 +1,7 @@
 """The loop: a step does not depend on how it is cut, schedules are transformers', a whole run is a plain loop's."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from softprompt.config import TrainConfig
 from softprompt.data import load_splits
 from softprompt.encoding import encode_rows
 from softprompt.evaluation import row_scores, total_score
-from softprompt.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATE
+from softprompt.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATE, PromptOptimizer
 from softprompt.passes import tokens_that_fit
 from softprompt.report import describe_passes
 from softprompt.schedule import rate_factor, rows_of_step, total_steps
@@ -172,6 +173,30 @@ def test_the_default_run_does_not_depend_on_the_scale_of_the_embeddings(model_fo
     # 1e-3: fp32 roundings, which Adam's steps of about the rate enlarge
     assert (ends[0] - ends[1]).abs().max() < 1e-3 * ends[1].abs().max()
     assert (ends[0] - weight).abs().max() > 0.1
+
+
+def steps_of(scale_loss, losses):
+    """A prompt after one step per loss, given as the slopes of its elements, and the norms that were reported."""
+    weight = torch.nn.Parameter(torch.full((2, 3), 0.1))
+    options = {"learning_rate": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.0, "max_grad_norm": 0.05}
+    optimizer = PromptOptimizer(weight, scale_loss=scale_loss, **options)
+    norms = []
+    for slopes in losses:
+        optimizer.backward((weight * slopes).sum())
+        norms.append(optimizer.step(1.0, where="here"))
+    return weight.detach(), norms
+
+
+def test_scaling_the_loss_changes_no_step():
+    """Clipping comes after unscaling; one step is clipped, one is not, and one overflows and is left out."""
+    drawn = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(2)) * torch.tensor([1.0, 0.01])[:, None, None]
+    plain, norms = steps_of(False, drawn)
+    scaled, same = steps_of(True, drawn)
+    assert norms[0] > 0.05 > norms[1]
+    # the scale is a power of two, so only subnormal numbers round differently
+    assert torch.equal(plain, scaled) and norms == same
+    overflowing, norms = steps_of(True, [*drawn, torch.full((2, 3), 1e38)])
+    assert torch.equal(overflowing, plain) and not math.isfinite(norms[-1])
 
 
 def test_a_prompt_of_zeros_learns(model_folder, rows_file, tmp_path):
