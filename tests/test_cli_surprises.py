@@ -49,6 +49,16 @@ def test_answers_while_training_stay_within_a_short_context(train, tmp_path):
     assert not (tmp_path / "prompt.run" / "answers.jsonl").exists()  # they were the replaced prompt's
 
 
+def test_test_rows_that_also_are_held_out_or_trained_on_are_left_out(train, tmp_path):
+    chosen, fresh = ({"instruction": "Say up", "output": word} for word in ("up up", "no"))
+    (tmp_path / "held.jsonl").write_text(json.dumps(chosen) + "\n")
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (chosen, ROWS[0], fresh)))
+    result = train("--eval-data", "held.jsonl", "--test-data", "test.jsonl")
+    assert result.status == 0, result.err
+    assert "\nheld out: 1 rows, 6 supervised tokens\n" in result.out
+    assert "\ntest: 1 rows, 3 supervised tokens; 2 that are also rows of another split left out\n" in result.out
+
+
 def test_dates_stay_text(tmp_path):
     rows = [{"instruction": "2024-01-01", "output": "null"}, {"instruction": "2024-01-02", "output": "007"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
