@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from softprompt.command import parse, quiet_libraries, run
 from softprompt.config import TrainConfig
+from softprompt.errors import UserError
 
 ANSWERED_TOGETHER = 8
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = load_base(config.model, device=device, precision=config.precision)
     print(describe_base(base), flush=True)
     rows = encode_splits(splits, base, config)
+    if config.early_stopping_patience and not rows.eval_rows:
+        raise UserError("--early-stopping-patience: there are no held-out rows to look at; give --eval-data")
 
     require_room(base.model, config.virtual_tokens or 0, rows.longest, flag="--max-length")  # before so many are made
     prompt = initial_prompt(config, base, rows.train_rows)

@@ -50,7 +50,7 @@ def encode_splits(splits: Splits, base: Base, config: TrainConfig | SweepConfig)
     if not train_rows:
         raise UserError(f"--data {config.data}: no row has a response within --max-length {config.max_length}")
     eval_rows = _apart("held out", splits.eval_rows, train_rows, base, config.max_length)
-    test_rows = _apart("test", splits.test_rows, train_rows + eval_rows, base, config.max_length)
+    test_rows = splits.test_rows and _apart("test", splits.test_rows, train_rows + eval_rows, base, config.max_length)
     print(describe_row(train_rows[0], base.tokenizer))
     encoded = EncodedSplits(train_rows, eval_rows, test_rows)
     require_known_ids(base, (id for row in encoded.all_rows for id in row.input_ids))

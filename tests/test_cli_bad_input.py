@@ -536,3 +536,7 @@ def test_in_a_process_of_its_own(program, argv, wanted, work, model_folder, tmp_
     out, err = process.communicate(timeout=120)
     assert_one_line(Result(process.returncode, out, err), wanted)
     assert snapshot(tmp_path) == before
+
+
+def test_early_stopping_without_held_out_rows(train_refused):
+    train_refused("--early-stopping-patience", "--eval-data", early_stopping_patience=2)
