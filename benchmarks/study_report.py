@@ -84,7 +84,7 @@ def table_of_task(sides: dict[str, Side], steps: int) -> str:
     peer = best_prompt_tuning(sides)
     rows = [_row(name, side, sides, peer, steps) for name, side in sides.items()]
     head = ["side", "rate", "trained", "report loss", "against PEFT's best prompt", "share of full's gain"]
-    return table([*head, "steps to PEFT's final loss", "diverged", "s a run"], rows)
+    return table([*head, "steps to PEFT's final loss", "diverged"], rows)
 
 
 def _row(name: str, side: Side, sides: dict[str, Side], peer: Side | None, steps: int) -> list[str]:
@@ -94,7 +94,7 @@ def _row(name: str, side: Side, sides: dict[str, Side], peer: Side | None, steps
     share = share_of_gain(sides, name, "full")
     gain = "-" if share is None else f"{share:.1%}"
     if name == "none":
-        return [TITLES[name], "-", "0", loss, ratio, gain, "-", "-", "-"]
+        return [TITLES[name], "-", "0", loss, ratio, gain, "-", "-"]
     rates = sorted({run["learning_rate"] for run in side.runs})
     reached = steps_to(side, peer.final_select) if peer else None
     return [
@@ -106,7 +106,6 @@ def _row(name: str, side: Side, sides: dict[str, Side], peer: Side | None, steps
         gain,
         f"{reached} of {steps}" if reached is not None else "-",
         f"{sum(run['diverged'] for run in side.runs)} of {len(side.runs)}",
-        f"{sum(run['seconds'] for run in side.runs) / len(side.runs):.0f}",
     ]
 
 
