@@ -78,6 +78,8 @@ VARIANTS = {
     "beta2 0.95, beta1 0.8": Variant(**LOW, beta1=0.8),
     "betas 0.8 0.9, clip 0.03, rate 0.6": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=0.6),
     "betas 0.8 0.9, clip 0.03, rate 1": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=1.0),
+    "betas 0.8 0.9, clip 0.03, rate 1, answers": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=1.0, init="answers"),
+    "betas 0.8 0.9, clip 0.03, rate 1, vocab": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=1.0, init="vocab"),
     "betas 0.8 0.9, clip 0.03, mlp 64": Variant(beta1=0.8, beta2=0.9, clip=0.03, mlp=64, rate=0.03),
     "betas 0.8 0.9, clip 0.03, mlp 64, rate 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.03, mlp=64, rate=0.1),
     "betas 0.8 0.9, clip 0.03, rank 4": Variant(beta1=0.8, beta2=0.9, clip=0.03, rank=4),
