@@ -10,6 +10,7 @@ DEFAULT_MODEL = "builtin:bloom-small@1"
 DEFAULT_DATA = "builtin:polite"
 DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
 INITS = ("text", "answers", "vocab", "random")
+TEST_DATA_HELP = "rows for one last figure that chose nothing (default: the test split beside a validation split)"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -57,9 +58,7 @@ class TrainConfig:
         None,
         "share of the rows to hold out when there is no held-out split (default: 0.1, at most 200 rows, from 80 on)",
     )
-    test_data: str | None = option(
-        None, "rows for one last figure that chose nothing (default: the data's test split beside a validation split)"
-    )
+    test_data: str | None = option(None, TEST_DATA_HELP)
     eval_generate: int = option(0, "answer so many of these, or else of the held-out rows, and compare the texts")
     save_last: bool = option(False, "keep the last prompt instead of the one with the lowest held-out loss")
     early_stopping_patience: int | None = option(
@@ -95,12 +94,7 @@ class TrainConfig:
         require(norm is None or 0 <= norm < float("inf"), self, "max_grad_norm", "must be 0 or above")
         for name in ("adam_beta1", "adam_beta2", "eval_fraction"):
             require(0 <= (getattr(self, name) or 0) < 1, self, name, "must be at least 0 and below 1")
-        share = self.eval_fraction
-        require(share is None or self.eval_data is None, self, "eval_fraction", "give it or --eval-data, not both")
-        require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
-        require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
-        require(is_unicode(self.init_text), self, "init_text", "is not UTF-8 text")
-        require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
+        _check_training(self)
 
     @property
     def rows_per_step(self) -> int:
@@ -110,9 +104,7 @@ class TrainConfig:
     @property
     def run_folder(self) -> Path:
         """Where checkpoints and metrics go: `a/p.run` for `a/p.safetensors` unless given."""
-        prompt_file = Path(self.prompt_file)
-        stem = prompt_file.name.removesuffix(".safetensors")
-        return Path(self.run_dir) if self.run_dir else prompt_file.with_name(f"{stem}.run")
+        return Path(self.run_dir) if self.run_dir else _beside(self.prompt_file, ".run")
 
 
 @dataclass(kw_only=True)
@@ -206,9 +198,7 @@ class SweepConfig:
         None,
         "share of the rows to hold out when there is no held-out split (default: 0.1, at most 200 rows, from 80 on)",
     )
-    test_data: str | None = option(
-        None, "rows for one last figure that chose nothing (default: the data's test split beside a validation split)"
-    )
+    test_data: str | None = option(None, TEST_DATA_HELP)
     precision: str = option("auto", "arithmetic of the frozen base; the prompt stays fp32", choices=PRECISIONS)
     seed: int = option(42, "seed of the choice of trials and of every run")
     device: str = option("auto", "cpu, cuda, cuda:N or auto")
@@ -226,18 +216,12 @@ class SweepConfig:
             require(getattr(self, name) >= 1, self, name, "must be at least 1")
         share = self.eval_fraction
         require(share is None or 0 < share < 1, self, "eval_fraction", "must be above 0 and below 1")
-        require(share is None or self.eval_data is None, self, "eval_fraction", "give it or --eval-data, not both")
-        require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
-        require(not (self.resume and self.overwrite), self, "resume", "give it or --overwrite, not both")
-        require(is_unicode(self.init_text), self, "init_text", "is not UTF-8 text")
-        require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
+        _check_training(self)
 
     @property
     def sweep_folder(self) -> Path:
         """Where trials go: `a/p.sweep` for `a/p.safetensors` unless given."""
-        prompt_file = Path(self.prompt_file)
-        stem = prompt_file.name.removesuffix(".safetensors")
-        return Path(self.sweep_dir) if self.sweep_dir else prompt_file.with_name(f"{stem}.sweep")
+        return Path(self.sweep_dir) if self.sweep_dir else _beside(self.prompt_file, ".sweep")
 
 
 @dataclass(kw_only=True)
@@ -298,3 +282,19 @@ class InspectConfig:
         require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
         require(self.plot is None or self.plot.lower().endswith(".png"), self, "plot", "must name a .png file")
         require(self.plot is not None or not self.overwrite, self, "overwrite", "needs --plot")
+
+
+def _check_training(config: TrainConfig | SweepConfig) -> None:
+    """What one run and a sweep of them refuse alike."""
+    both = config.eval_fraction is not None and config.eval_data is not None
+    require(not both, config, "eval_fraction", "give it or --eval-data, not both")
+    require(0 <= config.seed < 2**63, config, "seed", "must be from 0 to 2^63 - 1")
+    require(not (config.resume and config.overwrite), config, "resume", "give it or --overwrite, not both")
+    require(is_unicode(config.init_text), config, "init_text", "is not UTF-8 text")
+    require(Path(config.prompt_file).name != "", config, "prompt_file", "must name a file")
+
+
+def _beside(prompt_file: str, suffix: str) -> Path:
+    """`a/p` with `suffix` for `a/p.safetensors`."""
+    path = Path(prompt_file)
+    return path.with_name(path.name.removesuffix(".safetensors") + suffix)
