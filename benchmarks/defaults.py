@@ -11,14 +11,14 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from home import ROOT  # noqa: F401
 from study_tasks import TUNING, task
-from torch import Tensor, nn
+from updates import UPDATES, Reparameterised
+from variants import VARIANTS, Variant
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel
 from softprompt.base import Base, load_base
@@ -26,87 +26,10 @@ from softprompt.config import DEFAULT_INIT_TEXT, DEFAULT_MODEL
 from softprompt.encoding import IGNORE_INDEX, EncodedRow, encode_rows
 from softprompt.evaluation import row_scores, total_score
 from softprompt.passes import pass_losses
-from softprompt.prompt import rms
 from softprompt.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8
 EVALUATIONS = 10
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What one run does; the rate is relative to the RMS of the initial prompt."""
-
-    rate: float = 0.3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    clip: float | None = None  # of the gradient's norm times the RMS, which does not depend on the prompt's scale
-    tame: float | None = None  # of the gradient's norm over its running mean
-    warmup: float = 0.0
-    schedule: str = "linear"
-    init: str = "text"
-    average: float | None = None  # decay of the running mean of the prompt that is evaluated
-    by_token: bool = False  # rate relative to each virtual token's own RMS
-    update: str = "adamw"
-    mlp: int | None = None  # width of a residual MLP, folded into the prompt (Razdaibiedina et al., 2023)
-    rank: int | None = None  # of the change to the initial prompt
-    weight_decay: float = 0.0
-
-    @property
-    def changes(self) -> dict[str, object]:
-        """What is not as in the first variant."""
-        return {name: value for name, value in asdict(self).items() if value != getattr(Variant, name)}
-
-
-LOW = {"beta2": 0.95}
-VARIANTS = {
-    "first": Variant(),
-    "rate 0.1": Variant(rate=0.1),
-    "rate 1": Variant(rate=1.0),
-    "beta2 0.99": Variant(beta2=0.99),
-    "beta2 0.95": Variant(**LOW),
-    "beta2 0.9": Variant(beta2=0.9),
-    "beta2 0.95, rate 0.6": Variant(**LOW, rate=0.6),
-    "beta2 0.95, tame 1": Variant(**LOW, tame=1.0),
-    "beta2 0.95, clip 0.1": Variant(**LOW, clip=0.1),
-    "beta2 0.95, warm-up 0.06": Variant(**LOW, warmup=0.06),
-    "beta2 0.95, cosine": Variant(**LOW, schedule="cosine"),
-    "beta2 0.95, average 0.9": Variant(**LOW, average=0.9),
-    "beta2 0.95, by token": Variant(**LOW, by_token=True),
-    "beta2 0.95, vocab": Variant(**LOW, init="vocab"),
-    "beta2 0.95, answers": Variant(**LOW, init="answers"),
-    "beta2 0.95, beta1 0.8": Variant(**LOW, beta1=0.8),
-    "betas 0.8 0.9, clip 0.03, rate 0.6": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=0.6),
-    "betas 0.8 0.9, clip 0.03, rate 1": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=1.0),
-    "betas 0.8 0.9, clip 0.03, rate 1, answers": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=1.0, init="answers"),
-    "betas 0.8 0.9, clip 0.03, rate 1, vocab": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=1.0, init="vocab"),
-    "betas 0.8 0.9, clip 0.03, mlp 64": Variant(beta1=0.8, beta2=0.9, clip=0.03, mlp=64, rate=0.03),
-    "betas 0.8 0.9, clip 0.03, mlp 64, rate 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.03, mlp=64, rate=0.1),
-    "betas 0.8 0.9, clip 0.03, rank 4": Variant(beta1=0.8, beta2=0.9, clip=0.03, rank=4),
-    "betas 0.8 0.9, clip 0.03, rank 4, rate 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.03, rank=4, rate=0.1),
-    "muon": Variant(update="muon"),
-    "muon, rate 0.1": Variant(update="muon", rate=0.1),
-    "muon, rate 0.6": Variant(update="muon", rate=0.6),
-    "muon, rate 1": Variant(update="muon", rate=1.0),
-    "muon, tame 1": Variant(update="muon", tame=1.0),
-    "muon, answers": Variant(update="muon", init="answers"),
-    "nadam, beta2 0.95": Variant(**LOW, update="nadam"),
-    "nadam, beta2 0.95, clip 0.1": Variant(**LOW, update="nadam", clip=0.1),
-    "nadam, beta2 0.9": Variant(beta2=0.9, update="nadam"),
-    "nadam, beta2 0.9, clip 0.1": Variant(beta2=0.9, update="nadam", clip=0.1),
-    "nadam, beta2 0.9, clip 0.03": Variant(beta2=0.9, update="nadam", clip=0.03),
-    "nadam, beta2 0.9, clip 0.1, rate 0.5": Variant(beta2=0.9, update="nadam", clip=0.1, rate=0.5),
-    "nadam, beta2 0.9, clip 0.1, cosine": Variant(beta2=0.9, update="nadam", clip=0.1, schedule="cosine"),
-    "betas 0.8 0.9, clip 0.03": Variant(beta1=0.8, beta2=0.9, clip=0.03),
-    "betas 0.8 0.9, clip 0.003": Variant(beta1=0.8, beta2=0.9, clip=0.003),
-    "betas 0.8 0.9, clip 0.03, answers": Variant(beta1=0.8, beta2=0.9, clip=0.03, init="answers"),
-    "betas 0.8 0.9, clip 0.03, average 0.9": Variant(beta1=0.8, beta2=0.9, clip=0.03, average=0.9),
-    "betas 0.8 0.9, clip 0.03, by token": Variant(beta1=0.8, beta2=0.9, clip=0.03, by_token=True),
-    "betas 0.8 0.9, clip 0.03, rate 0.2": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=0.2),
-    "betas 0.8 0.9, clip 0.03, rate 0.5": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=0.5),
-    "betas 0.8 0.9, clip 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.1),
-    "nadam, beta2 0.95, cosine": Variant(**LOW, update="nadam", schedule="cosine"),
-}
 
 
 def main() -> None:
@@ -181,101 +104,6 @@ def initial_prompt(base: Base, variant: Variant, rows: list[EncodedRow], seed: i
         ids = (frequent * 12)[:12]
         return SoftPromptEmbedding.from_tensor(embedding(torch.tensor(ids)).detach())
     return SoftPromptEmbedding.from_text(DEFAULT_INIT_TEXT, base.tokenizer, embedding, 12)
-
-
-class Update:
-    """From a gradient to a step: clipping, and then what a subclass does."""
-
-    def __init__(self, weight: nn.Parameter, variant: Variant) -> None:
-        self.weight, self.variant = weight, variant
-        self.scale = rms(weight)
-        if variant.by_token:
-            self.scale = weight.detach().square().mean(1, keepdim=True).sqrt()
-        self.norm, self.count = 0.0, 0
-        self.momentum = torch.zeros_like(weight)
-        self.square = torch.zeros_like(weight)
-
-    def step(self, factor: float) -> None:
-        """Move the weight, and clear its gradient."""
-        grad = self.clipped(self.weight.grad * self.scale)  # of weight / scale
-        with torch.no_grad():
-            self.weight -= self.scale * self.variant.rate * factor * self.direction(grad)
-            self.weight *= 1 - self.variant.rate * factor * self.variant.weight_decay
-        self.weight.grad = None
-
-    def clipped(self, grad: Tensor) -> Tensor:
-        """The gradient after the variant's clipping."""
-        norm, limit = grad.norm().item(), math.inf
-        self.count += 1
-        if self.variant.clip is not None:
-            limit = self.variant.clip
-        if self.variant.tame is not None and self.count > 1:
-            limit = self.variant.tame * self.norm
-        used = min(norm, limit)
-        weight = max(0.1, 1 / self.count)
-        self.norm = used if self.count == 1 else (1 - weight) * self.norm + weight * min(norm, 2 * self.norm)
-        return grad * (used / max(norm, 1e-30))
-
-    def direction(self, grad: Tensor) -> Tensor:
-        """Adam's (Kingma and Ba, 2015)."""
-        beta1, beta2 = self.variant.beta1, self.variant.beta2
-        self.momentum.lerp_(grad, 1 - beta1)
-        self.square.lerp_(grad.square(), 1 - beta2)
-        mean, square = self.momentum / (1 - beta1**self.count), self.square / (1 - beta2**self.count)
-        return mean / (square.sqrt() + 1e-8)
-
-
-class NAdam(Update):
-    def direction(self, grad: Tensor) -> Tensor:
-        """Adam's with Nesterov's look ahead (Dozat, 2016)."""
-        beta1, beta2 = self.variant.beta1, self.variant.beta2
-        self.momentum.lerp_(grad, 1 - beta1)
-        self.square.lerp_(grad.square(), 1 - beta2)
-        ahead = beta1 * self.momentum / (1 - beta1 ** (self.count + 1)) + (1 - beta1) * grad / (1 - beta1**self.count)
-        return ahead / ((self.square / (1 - beta2**self.count)).sqrt() + 1e-8)
-
-
-class Muon(Update):
-    def direction(self, grad: Tensor) -> Tensor:
-        """The momentum with all its singular values set to one (Jordan et al., 2024), at the RMS of Adam's step."""
-        self.momentum.mul_(0.95).add_(grad)
-        u, _, v = torch.linalg.svd(grad + 0.95 * self.momentum, full_matrices=False)
-        return 0.2 * math.sqrt(max(grad.shape)) * u @ v
-
-
-class Reparameterised(Update):
-    """Adam on parts of which the prompt is made, and which are folded into it after every step."""
-
-    def __init__(self, weight: nn.Parameter, variant: Variant) -> None:
-        super().__init__(weight, variant)
-        width, inner = weight.shape[1], variant.mlp or variant.rank
-        generator = torch.Generator().manual_seed(0)
-        self.start = weight.detach() / self.scale
-        first, scale = (inner, width) if variant.mlp else (len(weight), inner), width if variant.mlp else inner
-        self.down = (torch.randn(first, generator=generator) / math.sqrt(scale)).requires_grad_()
-        self.up = torch.zeros((width, inner) if variant.mlp else (inner, width), requires_grad=True)
-        self.vectors = self.start.clone().requires_grad_(variant.mlp is not None)
-        parts = [self.down, self.up] + ([self.vectors] if variant.mlp else [])
-        self.adamw = torch.optim.AdamW(parts, betas=(variant.beta1, variant.beta2), weight_decay=0.0)
-
-    def step(self, factor: float) -> None:
-        """The chain rule by autograd, Adam on all parts, and the fold."""
-        self.folded().backward(self.clipped(self.weight.grad * self.scale))
-        self.adamw.param_groups[0]["lr"] = self.variant.rate * factor
-        self.adamw.step()
-        self.adamw.zero_grad()
-        with torch.no_grad():
-            self.weight.copy_(self.folded() * self.scale)
-        self.weight.grad = None
-
-    def folded(self) -> Tensor:
-        """The prompt over its scale: vectors and a residual MLP of them, or the start plus a low-rank change."""
-        if self.variant.mlp:
-            return self.vectors + torch.relu(self.vectors @ self.down.T) @ self.up.T
-        return self.vectors + self.down @ self.up
-
-
-UPDATES: dict[str, Callable] = {"adamw": Update, "nadam": NAdam, "muon": Muon}
 
 
 def _known(results: Path | None) -> dict[str, list[float]]:

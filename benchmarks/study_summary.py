@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from study_plan import ALPHAS, STEPS, STEPS_TASK, TUTORIAL_RATE, best_rate
 from study_results import Results
 
-from softprompt.optimizer import RELATIVE_RATE
+from softprompt.optimizer import RELATIVE_RATES
 
 # two-sided 95 % quantiles of Student's t by degrees of freedom
 T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -154,7 +154,7 @@ def scale_table(records: Iterable[dict]) -> dict[tuple[str, float], dict[float, 
     return {base: {alpha: mean(row[alpha]) for alpha in ALPHAS if alpha in row} for base, row in found.items()}
 
 
-def scale_losses(records: Iterable[dict], default: float = RELATIVE_RATE) -> list[str]:
+def scale_losses(records: Iterable[dict], default: float = RELATIVE_RATES["soap"]) -> list[str]:
     """How much the default rate loses to the best of the grid on every base."""
     rows = scale_table(records)
     return [

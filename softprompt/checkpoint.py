@@ -23,7 +23,7 @@ PROMPT_NAME = "prompt.safetensors"
 STATE_NAME = "state.pt"
 METRICS_NAME = "metrics.jsonl"
 ANSWERS_NAME = "answers.jsonl"  # of `--eval-generate`
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt.options import expand_home, is_unicode, option, require
+from softprompt.options import expand_home, is_unicode, option, require, require_counts
 
 DEFAULT_MODEL = "builtin:bloom-small@1"
 DEFAULT_DATA = "builtin:polite"
 DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
+OPTIMS = ("soap", "adamw")
 INITS = ("text", "answers", "vocab", "random")
 TEST_DATA_HELP = "rows for one last figure that chose nothing (default: the test split beside a validation split)"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -37,14 +38,17 @@ class TrainConfig:
     )
     num_train_epochs: float = option(1.0, "passes over the rows")
     max_steps: int = option(-1, "stop after this many optimizer steps, whatever the epochs; -1: no limit")
-    learning_rate: float | None = option(None, "AdamW's rate (default: the prompt's RMS at initialisation)")
+    optim: str = option("soap", "SOAP that keeps each virtual token's norm, or torch's AdamW", choices=OPTIMS)
+    learning_rate: float | None = option(
+        None, "RMS of a first step (default: the prompt's RMS at initialisation, times 0.3 with soap)"
+    )
     lr_scheduler_type: str = option(
         "linear", "shape of the rate over the run", choices=("linear", "cosine", "constant", "constant_with_warmup")
     )
     warmup_steps: float = option(0.0, "steps of linear warm-up; below 1: a share of all steps")
-    weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
-    adam_beta1: float = option(0.8, "AdamW's decay of the mean gradient")
-    adam_beta2: float = option(0.9, "AdamW's decay of the mean squared gradient")
+    weight_decay: float = option(0.0, "decoupled weight decay of --optim adamw")
+    adam_beta1: float = option(0.8, "decay of the mean gradient")
+    adam_beta2: float = option(0.95, "decay of the mean squared gradient")
     max_grad_norm: float | None = option(
         None, "clip the prompt's gradient to this norm; 0: no clipping (default: 0.03 over the prompt's RMS)"
     )
@@ -74,15 +78,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("prompt_file", "run_dir", "init_from"):
             expand_home(self, name)
-        require(self.virtual_tokens is None or self.virtual_tokens >= 1, self, "virtual_tokens", "must be at least 1")
         limit = self.max_tokens_per_pass
         whole = limit.isascii() and limit.isdecimal() and int(limit) >= 1
         require(limit == "auto" or whole, self, "max_tokens_per_pass", "must be auto or at least 1")
-        counts = ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
-        for name in (*counts, "logging_steps", "save_steps"):
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        for name in ("eval_steps", "early_stopping_patience"):
-            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "must be at least 1")
+        require_counts(self, "virtual_tokens", "logging_steps", "save_steps", "eval_steps", "early_stopping_patience")
         require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")
         require(0 < self.num_train_epochs < float("inf"), self, "num_train_epochs", "must be above 0")
         require(self.max_steps == -1 or self.max_steps >= 1, self, "max_steps", "must be -1 or at least 1")
@@ -90,6 +89,8 @@ class TrainConfig:
         require(rate is None or 0 < rate < float("inf"), self, "learning_rate", "must be above 0")
         for name in ("warmup_steps", "weight_decay"):
             require(0 <= getattr(self, name) < float("inf"), self, name, "must be 0 or above")
+        decays = self.weight_decay == 0 or self.optim == "adamw"
+        require(decays, self, "weight_decay", "needs --optim adamw: soap keeps the norms")
         norm = self.max_grad_norm
         require(norm is None or 0 <= norm < float("inf"), self, "max_grad_norm", "must be 0 or above")
         for name in ("adam_beta1", "adam_beta2", "eval_fraction"):
@@ -144,9 +145,7 @@ class GenerateConfig:
         self._check_instructions()
         for name in ("instruction", "input"):
             require(is_unicode(getattr(self, name)), self, name, "is not UTF-8 text")
-        for name in ("per_device_eval_batch_size", "max_length", "num_return_sequences"):
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        require(self.max_new_tokens is None or self.max_new_tokens >= 1, self, "max_new_tokens", "must be at least 1")
+        require_counts(self, "per_device_eval_batch_size", "max_length", "max_new_tokens", "num_return_sequences")
         require(self.top_k >= 0, self, "top_k", "must be 0 or above")
         require(0 < self.top_p <= 1, self, "top_p", "must be above 0 and at most 1")
         for name in ("temperature", "repetition_penalty"):
@@ -183,7 +182,7 @@ class SweepConfig:
         None, "every trial's run folder and prompt (default: NAME.sweep beside a prompt file NAME.safetensors)"
     )
     virtual_tokens: tuple[int, ...] = option((4, 12, 32), "numbers of virtual tokens to try")
-    relative_rates: tuple[float, ...] = option((0.3, 1.0, 3.0), "learning rates to try, times the prompt's RMS")
+    relative_rates: tuple[float, ...] = option((0.1, 0.3, 1.0), "learning rates to try, times the prompt's RMS")
     init: tuple[str, ...] = option(("text", "answers"), "starts to try", choices=INITS)
     init_text: str = option(DEFAULT_INIT_TEXT, "text whose embeddings start the prompt with --init text")
     max_trials: int = option(12, "try a seeded choice of so many combinations")
@@ -211,9 +210,7 @@ class SweepConfig:
         require(min(self.virtual_tokens) >= 1, self, "virtual_tokens", "must be at least 1")
         usable = all(0 < rate < float("inf") for rate in self.relative_rates)
         require(usable, self, "relative_rates", "must be above 0")
-        counts = ("max_trials", "max_steps", "max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
-        for name in counts:
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        require_counts(self, "max_trials", "max_steps")
         share = self.eval_fraction
         require(share is None or 0 < share < 1, self, "eval_fraction", "must be above 0 and below 1")
         _check_training(self)
@@ -249,9 +246,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         self.prompt_file = tuple(os.path.expanduser(name) for name in self.prompt_file)
         expand_home(self, "output_file")
-        for name in ("max_length", "max_new_tokens", "per_device_eval_batch_size", "bootstrap_samples"):
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        require(self.max_rows is None or self.max_rows >= 1, self, "max_rows", "must be at least 1")
+        counts = ("max_length", "max_new_tokens", "per_device_eval_batch_size", "bootstrap_samples", "max_rows")
+        require_counts(self, *counts)
         require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")
         require(len(self.choices) != 1, self, "choices", "give at least two labels")
         require(all(label.strip() for label in self.choices), self, "choices", "a label must not be blank")
@@ -278,7 +274,7 @@ class InspectConfig:
     def __post_init__(self) -> None:
         for name in ("prompt_file", "run_dir", "plot"):
             expand_home(self, name)
-        require(self.num_nearest >= 1, self, "num_nearest", "must be at least 1")
+        require_counts(self, "num_nearest")
         require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
         require(self.plot is None or self.plot.lower().endswith(".png"), self, "plot", "must name a .png file")
         require(self.plot is not None or not self.overwrite, self, "overwrite", "needs --plot")
@@ -286,6 +282,7 @@ class InspectConfig:
 
 def _check_training(config: TrainConfig | SweepConfig) -> None:
     """What one run and a sweep of them refuse alike."""
+    require_counts(config, "max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
     both = config.eval_fraction is not None and config.eval_data is not None
     require(not both, config, "eval_fraction", "give it or --eval-data, not both")
     require(0 <= config.seed < 2**63, config, "seed", "must be from 0 to 2^63 - 1")

@@ -32,3 +32,9 @@ def require(condition: bool, config: object, name: str, message: str) -> None:
     """Raise `UserError` with the flag, the value received and what is allowed."""
     if not condition:
         raise UserError(f"{flag(name)} {getattr(config, name)}: {message}")
+
+
+def require_counts(config: object, *names: str) -> None:
+    """Raise `UserError` unless each option is at least 1 or not given."""
+    for name in names:
+        require(getattr(config, name) is None or getattr(config, name) >= 1, config, name, "must be at least 1")

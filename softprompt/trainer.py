@@ -71,14 +71,7 @@ class Trainer:
         self.train_rows, self.eval_rows, self.test_rows = train_rows, eval_rows, list(test_rows)
         self.weight = model.soft_prompt.weight
         self.initial_sha256 = hashlib.sha256(self.weight.detach().cpu().numpy().tobytes()).hexdigest()
-        self.optimizer = PromptOptimizer(
-            self.weight,
-            learning_rate=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            scale_loss=base.precision == "fp16",
-        )
+        self.optimizer = PromptOptimizer(self.weight, config, scale_loss=base.precision == "fp16")
         if config.gradient_checkpointing:
             recomputable_layers(base.model)  # complains if there are none
         limit = config.max_tokens_per_pass

@@ -116,7 +116,7 @@ def test_stopped_three_times(train, work, whole, monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"lr_scheduler_type": "cosine", "warmup_steps": 0.3, "weight_decay": 0.1},
+        {"lr_scheduler_type": "cosine", "warmup_steps": 0.3, "optim": "adamw", "weight_decay": 0.1},
         {"init": "random", "per_device_train_batch_size": 2, "eval_steps": 3},
         {"precision": "bf16", "init": "vocab"},
         {"init": "answers"},
@@ -267,11 +267,11 @@ def test_resume_with_nothing_to_resume(train, work, whole):
 
 
 def test_an_altered_checkpoint_is_noticed(train, stopped):
-    """One bit of Adam's second moment, which nothing else would show."""
+    """One bit of the gradients that are kept, which nothing else would show."""
     path = stopped / "checkpoint-5" / "state.pt"
-    moments = torch.load(path, weights_only=True)["optimizer"]["adamw"]["state"][0]["exp_avg_sq"]
-    raw, wanted = bytearray(path.read_bytes()), moments.numpy().tobytes()
-    assert raw.count(wanted) == 1 and len(wanted) == 4 * 4 * 32
+    gradients = torch.load(path, weights_only=True)["optimizer"]["inner"]["state"][0]["gradients"]
+    raw, wanted = bytearray(path.read_bytes()), gradients.numpy().tobytes()
+    assert raw.count(wanted) == 1 and len(wanted) == 5 * 4 * 4 * 32
     raw[raw.index(wanted) + 100] ^= 1
     path.write_bytes(raw)
     assert_one_line(train("--resume"), "checkpoint-5", "state.pt")

@@ -29,7 +29,7 @@ OPTIONS = {
     "train": """
         model data prompt-file run-dir virtual-tokens init init-text init-from allow-other-base max-length
         per-device-train-batch-size gradient-accumulation-steps max-tokens-per-pass num-train-epochs max-steps
-        learning-rate lr-scheduler-type warmup-steps weight-decay adam-beta1 adam-beta2 max-grad-norm
+        optim learning-rate lr-scheduler-type warmup-steps weight-decay adam-beta1 adam-beta2 max-grad-norm
         logging-steps save-steps eval-steps
         eval-data eval-fraction test-data eval-generate save-last early-stopping-patience
         precision gradient-checkpointing seed device resume overwrite
@@ -146,6 +146,7 @@ WRONG = {
         ("--learning-rate", "--learning-rate", "nan"),
         ("--warmup-steps", "--warmup-steps", "-0.5"),
         ("--weight-decay", "--weight-decay", "-1"),
+        ("--weight-decay", "--weight-decay", "0.1"),
         ("--max-grad-norm", "--max-grad-norm", "nan"),
         ("--max-grad-norm", "--max-grad-norm", "-1"),
         ("--adam-beta1", "--adam-beta1", "1"),

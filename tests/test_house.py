@@ -46,6 +46,7 @@ ORDER = [
     "checkpoint",
     "progress",
     "schedule",
+    "soap",
     "optimizer",
     "selection",
     "trainer",

@@ -15,7 +15,7 @@ import study_summary  # noqa: E402
 from study_results import Results  # noqa: E402
 from study_runs import Run  # noqa: E402
 
-from softprompt.optimizer import RELATIVE_RATE  # noqa: E402
+from softprompt.optimizer import RELATIVE_RATES  # noqa: E402
 
 
 def searched(run, loss):
@@ -66,7 +66,7 @@ def test_figures_by_hand(topic_results):
 def test_default_rate_against_the_best_of_each_base(tmp_path):
     results = Results(tmp_path / "quality.jsonl")
     for run in study_plan.scale_runs():
-        best = 0.3 if run.scale == 0.1 else RELATIVE_RATE
+        best = 0.1 if run.scale == 0.1 else RELATIVE_RATES["soap"]
         results.add(searched(run, 1.0 + 0.1 * (run.alpha != best)))
     found = study_summary.scale_losses(results)
     assert found == ["bloom x0.1 +10.0%", "bloom x1 +0.0%", "bloom x10 +0.0%", "smollm2 x1 +0.0%"]

@@ -136,12 +136,12 @@ def rounds(out):
 
 
 def test_a_trial_that_diverges_loses_and_ends_nothing(searched):
-    result = searched("--relative-rates", 1, 1e38, "--init", "text")
+    result = searched("--relative-rates", 1, 1e39, "--init", "text")
     assert result.status == 0 and result.err == ""
     first, second = result.out.split("round of ")[1:]
     assert first.startswith("4 trials") and first.count(" inf\n") == 2
     assert second.startswith("2 trials") and second.count("(1 x RMS)") == 3 and "inf" not in second
-    assert_one_line(searched("--overwrite", "--relative-rates", 1e38, "--init", "text"), "--relative-rates", "diverged")
+    assert_one_line(searched("--overwrite", "--relative-rates", 1e39, "--init", "text"), "--relative-rates", "diverged")
 
 
 def test_the_prompt_files_folder_is_made(searched, tmp_path):

@@ -14,7 +14,7 @@ from softprompt.config import TrainConfig
 from softprompt.data import load_splits
 from softprompt.encoding import encode_rows
 from softprompt.evaluation import row_scores, total_score
-from softprompt.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATE, PromptOptimizer
+from softprompt.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATES, PromptOptimizer
 from softprompt.passes import tokens_that_fit
 from softprompt.report import describe_passes
 from softprompt.schedule import rate_factor, rows_of_step, total_steps
@@ -41,14 +41,15 @@ def trainer_for(folder, rows_file, out, *, prompt=None, eval_fraction=0.0, preci
     return Trainer(SoftPromptModel(base.model, prompt), base, train, held_out, config)
 
 
+@pytest.mark.parametrize("optim", ["soap", "adamw"])
 @pytest.mark.parametrize(("size", "accumulation"), [(1, 4), (2, 2), (4, 1), (8, 1)])
-def test_the_cut_of_a_step_does_not_change_the_run(model_folder, rows_file, tmp_path, size, accumulation):
+def test_the_cut_of_a_step_does_not_change_the_run(model_folder, rows_file, tmp_path, size, accumulation, optim):
     """1 x 4 = 2 x 2 = 4 x 1; 8 x 1 takes other steps and must differ, or the comparison sees nothing."""
     cuts = [(1, 4), (size, accumulation)]
     prompts = []
     for place, (batch, steps) in enumerate(cuts):
         options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "num_train_epochs": 3}
-        trainer = trainer_for(model_folder, rows_file, tmp_path / str(place), **options)
+        trainer = trainer_for(model_folder, rows_file, tmp_path / str(place), optim=optim, **options)
         trainer.run()
         prompts.append(trainer.weight.detach())
     difference = ((prompts[0] - prompts[1]).abs().max() / prompts[0].abs().max()).item()
@@ -60,11 +61,11 @@ def test_the_cut_of_a_step_does_not_change_the_run(model_folder, rows_file, tmp_
 def test_a_run_is_what_a_plain_loop_gives(model_folder, rows_file, tmp_path, clip):
     """Oracle from the definition: one row at a time, autograd through the whole mean, torch's own clipping."""
     options = {"gradient_accumulation_steps": 4, "warmup_steps": 2, "lr_scheduler_type": "cosine", "max_steps": 5}
-    options |= {"adam_beta1": 0.7, "adam_beta2": 0.97, "max_grad_norm": clip}
+    options |= {"optim": "adamw", "adam_beta1": 0.7, "adam_beta2": 0.97, "max_grad_norm": clip}
     trainer = trainer_for(model_folder, rows_file, tmp_path / "ours", weight_decay=0.1, **options)
     weight = torch.nn.Parameter(trainer.weight.detach().clone())
     scale = weight.detach().square().mean().sqrt().item()
-    rate = RELATIVE_RATE * scale
+    rate = RELATIVE_RATES["adamw"] * scale
     base, tokens = make_model("bloom"), make_tokenizer()
     rows = trainer.train_rows
     trainer.run()
@@ -153,33 +154,36 @@ def test_mean_loss_weighs_tokens_and_not_batches(model_folder, rows_file, tmp_pa
     assert alone != pytest.approx(expected, rel=1e-3)
 
 
-def test_default_rate_follows_the_scale_of_the_prompt(model_folder, rows_file, tmp_path):
+@pytest.mark.parametrize(("optim", "relative"), RELATIVE_RATES.items())
+def test_default_rate_follows_the_scale_of_the_prompt(model_folder, rows_file, tmp_path, optim, relative):
     rates = []
     for scale in (1.0, 100.0):
-        prompt = SoftPromptEmbedding.from_tensor(scale * torch.ones(3, 32))
-        rates.append(trainer_for(model_folder, rows_file, tmp_path / str(scale), prompt=prompt).optimizer.rate)
-    assert rates == pytest.approx([1.0, 100.0])
+        prompt, folder = SoftPromptEmbedding.from_tensor(scale * torch.ones(3, 32)), tmp_path / str(scale)
+        rates.append(trainer_for(model_folder, rows_file, folder, prompt=prompt, optim=optim).optimizer.rate)
+    assert rates == pytest.approx([relative, 100 * relative])
 
 
-def test_the_default_run_does_not_depend_on_the_scale_of_the_embeddings(model_folder, rows_file, tmp_path):
-    """BLOOM normalises what it is given, so prompts that differ in scale only must learn alike."""
+@pytest.mark.parametrize("optim", ["soap", "adamw"])
+def test_the_default_run_does_not_depend_on_the_scale_of_the_embeddings(model_folder, rows_file, tmp_path, optim):
+    """BLOOM normalises what it is given, so prompts that differ in scale only must learn alike, to the bit.
+
+    Powers of two round alike, and at these the norm's epsilon is below fp32's resolution.
+    """
     weight = torch.randn(5, HIDDEN_SIZE, generator=torch.Generator().manual_seed(3))
     ends = []
-    for scale in (10.0, 1000.0):
-        prompt = SoftPromptEmbedding.from_tensor(scale * weight)
-        trainer = trainer_for(model_folder, rows_file, tmp_path / str(scale), prompt=prompt, num_train_epochs=2)
+    for scale in (2.0**10, 2.0**20):
+        options = {"prompt": SoftPromptEmbedding.from_tensor(scale * weight), "optim": optim, "num_train_epochs": 2}
+        trainer = trainer_for(model_folder, rows_file, tmp_path / str(scale), **options)
         trainer.run()
         ends.append(trainer.weight.detach() / scale)
-    # 1e-3: fp32 roundings, which Adam's steps of about the rate enlarge
-    assert (ends[0] - ends[1]).abs().max() < 1e-3 * ends[1].abs().max()
+    assert torch.equal(*ends)
     assert (ends[0] - weight).abs().max() > 0.1
 
 
 def steps_of(scale_loss, losses):
     """A prompt after one step per loss, given as the slopes of its elements, and the norms that were reported."""
     weight = torch.nn.Parameter(torch.full((2, 3), 0.1))
-    options = {"learning_rate": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.0, "max_grad_norm": 0.05}
-    optimizer = PromptOptimizer(weight, scale_loss=scale_loss, **options)
+    optimizer = PromptOptimizer(weight, TrainConfig(learning_rate=0.01, max_grad_norm=0.05), scale_loss=scale_loss)
     norms = []
     for slopes in losses:
         optimizer.backward((weight * slopes).sum())
@@ -221,7 +225,7 @@ def test_half_precision_runs_stay_near_fp32(model_folder, rows_file, tmp_path, p
         trainer = trainer_for(model_folder, rows_file, tmp_path / kind, precision=kind, eval_fraction=0.3)
         assert trainer.weight.dtype == torch.float32
         ends[kind] = trainer.run().held_out.trained_prompt
-        assert {state["exp_avg"].dtype for state in trainer.optimizer.adamw.state.values()} == {torch.float32}
+        assert trainer.optimizer.inner.state[trainer.weight]["gradients"].dtype == torch.float32
     # bf16 keeps 8 bits: two layers and a head stay within 2 % of a loss of about 6
     assert ends[precision] == pytest.approx(ends["fp32"], rel=0.02)
 
@@ -245,7 +249,8 @@ def test_a_whole_bf16_run_lies_within_the_noise_of_fp32(model_folder, rows_file,
 
 
 def test_passes_are_cut_as_stored_and_the_cut_does_not_change_the_run(model_folder, rows_file, tmp_path):
-    options = {"gradient_accumulation_steps": 8, "max_steps": 4, "save_steps": 2}
+    # SOAP divides by small squares along more axes and would enlarge roundings threefold
+    options = {"gradient_accumulation_steps": 8, "max_steps": 4, "save_steps": 2, "optim": "adamw"}
     prompts = {}
     for limit in ("auto", "60"):
         trainer = trainer_for(model_folder, rows_file, tmp_path / limit, max_tokens_per_pass=limit, **options)

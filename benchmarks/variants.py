@@ -1,0 +1,79 @@
+"""What `defaults.py` compares: each variant is one way to train a prompt."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one run does; the rate is relative to the RMS of the initial prompt."""
+
+    rate: float = 0.3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip: float | None = None  # of the gradient's norm times the RMS, which does not depend on the prompt's scale
+    tame: float | None = None  # of the gradient's norm over its running mean
+    warmup: float = 0.0
+    schedule: str = "linear"
+    init: str = "text"
+    average: float | None = None  # decay of the running mean of the prompt that is evaluated
+    by_token: bool = False  # rate relative to each virtual token's own RMS
+    update: str = "adamw"
+    mlp: int | None = None  # width of a residual MLP, folded into the prompt (Razdaibiedina et al., 2023)
+    rank: int | None = None  # of the change to the initial prompt
+    weight_decay: float = 0.0
+    sphere: bool = True  # with soap: every virtual token keeps its norm
+
+    @property
+    def changes(self) -> dict[str, object]:
+        """What is not as in the first variant."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(Variant, name)}
+
+
+LOW = {"beta2": 0.95}
+SOAP = {"update": "soap", "beta1": 0.8, "beta2": 0.9, "clip": 0.03}
+VARIANTS = {
+    "first": Variant(),
+    "rate 0.1": Variant(rate=0.1),
+    "rate 1": Variant(rate=1.0),
+    "beta2 0.99": Variant(beta2=0.99),
+    "beta2 0.95": Variant(**LOW),
+    "beta2 0.95, tame 1": Variant(**LOW, tame=1.0),
+    "beta2 0.95, clip 0.1": Variant(**LOW, clip=0.1),
+    "beta2 0.95, warm-up 0.06": Variant(**LOW, warmup=0.06),
+    "beta2 0.95, cosine": Variant(**LOW, schedule="cosine"),
+    "beta2 0.95, average 0.9": Variant(**LOW, average=0.9),
+    "beta2 0.95, by token": Variant(**LOW, by_token=True),
+    "beta2 0.95, vocab": Variant(**LOW, init="vocab"),
+    "beta2 0.95, answers": Variant(**LOW, init="answers"),
+    "betas 0.8 0.9, clip 0.03, rate 0.6": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=0.6),
+    "betas 0.8 0.9, clip 0.03, rate 1": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=1.0),
+    "betas 0.8 0.9, clip 0.03, rate 1, answers": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=1.0, init="answers"),
+    "betas 0.8 0.9, clip 0.03, rate 1, vocab": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=1.0, init="vocab"),
+    "betas 0.8 0.9, clip 0.03, mlp 64": Variant(beta1=0.8, beta2=0.9, clip=0.03, mlp=64, rate=0.03),
+    "betas 0.8 0.9, clip 0.03, mlp 64, rate 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.03, mlp=64, rate=0.1),
+    "betas 0.8 0.9, clip 0.03, rank 4": Variant(beta1=0.8, beta2=0.9, clip=0.03, rank=4),
+    "betas 0.8 0.9, clip 0.03, rank 4, rate 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.03, rank=4, rate=0.1),
+    "soap, rate 0.05": Variant(**SOAP, rate=0.05),
+    "soap, rate 0.15": Variant(**SOAP, rate=0.15),
+    "soap, rate 0.3": Variant(**SOAP),
+    "soap, rate 0.5": Variant(**SOAP, rate=0.5),
+    "soap, rate 0.15, norms free": Variant(**SOAP, rate=0.15, sphere=False),
+    "soap, rate 0.15, answers": Variant(**SOAP, rate=0.15, init="answers"),
+    "muon": Variant(update="muon"),
+    "muon, rate 0.1": Variant(update="muon", rate=0.1),
+    "muon, rate 0.6": Variant(update="muon", rate=0.6),
+    "muon, rate 1": Variant(update="muon", rate=1.0),
+    "nadam, beta2 0.9": Variant(beta2=0.9, update="nadam"),
+    "nadam, beta2 0.9, clip 0.1": Variant(beta2=0.9, update="nadam", clip=0.1),
+    "nadam, beta2 0.9, clip 0.03": Variant(beta2=0.9, update="nadam", clip=0.03),
+    "nadam, beta2 0.9, clip 0.1, rate 0.5": Variant(beta2=0.9, update="nadam", clip=0.1, rate=0.5),
+    "nadam, beta2 0.9, clip 0.1, cosine": Variant(beta2=0.9, update="nadam", clip=0.1, schedule="cosine"),
+    "betas 0.8 0.9, clip 0.03": Variant(beta1=0.8, beta2=0.9, clip=0.03),
+    "betas 0.8 0.9, clip 0.003": Variant(beta1=0.8, beta2=0.9, clip=0.003),
+    "betas 0.8 0.9, clip 0.03, answers": Variant(beta1=0.8, beta2=0.9, clip=0.03, init="answers"),
+    "betas 0.8 0.9, clip 0.03, average 0.9": Variant(beta1=0.8, beta2=0.9, clip=0.03, average=0.9),
+    "betas 0.8 0.9, clip 0.03, by token": Variant(beta1=0.8, beta2=0.9, clip=0.03, by_token=True),
+    "betas 0.8 0.9, clip 0.03, rate 0.2": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=0.2),
+    "betas 0.8 0.9, clip 0.03, rate 0.5": Variant(beta1=0.8, beta2=0.9, clip=0.03, rate=0.5),
+    "betas 0.8 0.9, clip 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.1),
+}
