@@ -30,7 +30,7 @@ class Variant:
 
 
 LOW = {"beta2": 0.95}
-SOAP = {"update": "soap", "beta1": 0.8, "beta2": 0.9, "clip": 0.03}
+SOAP = {"update": "soap", "beta1": 0.8, "beta2": 0.95, "clip": 0.03}
 VARIANTS = {
     "first": Variant(),
     "rate 0.1": Variant(rate=0.1),
@@ -53,12 +53,11 @@ VARIANTS = {
     "betas 0.8 0.9, clip 0.03, mlp 64, rate 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.03, mlp=64, rate=0.1),
     "betas 0.8 0.9, clip 0.03, rank 4": Variant(beta1=0.8, beta2=0.9, clip=0.03, rank=4),
     "betas 0.8 0.9, clip 0.03, rank 4, rate 0.1": Variant(beta1=0.8, beta2=0.9, clip=0.03, rank=4, rate=0.1),
-    "soap, rate 0.05": Variant(**SOAP, rate=0.05),
-    "soap, rate 0.15": Variant(**SOAP, rate=0.15),
-    "soap, rate 0.3": Variant(**SOAP),
-    "soap, rate 0.5": Variant(**SOAP, rate=0.5),
-    "soap, rate 0.15, norms free": Variant(**SOAP, rate=0.15, sphere=False),
-    "soap, rate 0.15, answers": Variant(**SOAP, rate=0.15, init="answers"),
+    "soap": Variant(**SOAP),
+    "soap, rate 0.1": Variant(**SOAP, rate=0.1),
+    "soap, rate 1": Variant(**SOAP, rate=1.0),
+    "soap, norms free": Variant(**SOAP, sphere=False),
+    "soap, answers": Variant(**SOAP, init="answers"),
     "muon": Variant(update="muon"),
     "muon, rate 0.1": Variant(update="muon", rate=0.1),
     "muon, rate 0.6": Variant(update="muon", rate=0.6),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 WINDOW = 32  # gradients that are kept; older ones would weigh below 0.2 of the last
-MOST_ROWS = 1024  # of the window's gradients together: the time for the axes grows with their cube
+MOST_ROWS = 512  # of the window's gradients together: the time for the axes grows with their cube
 RELATIVE_EPSILON = 1e-3  # added to the RMS along an axis, times that over all axes
 LEAST_EIGENVALUE = 1e-6  # over the largest; a gradient has next to nothing along what is below
 TINY = 1e-30
