@@ -14,7 +14,13 @@ from softprompt.selection import Losses, Result, Selection
 from softprompt.trainer import Trainer
 
 # so high a rate that the held-out loss rises again within a run
-RISING = {"eval_fraction": 0.3, "num_train_epochs": 12, "learning_rate": 3.0, "lr_scheduler_type": "constant"}
+RISING = {
+    "optim": "adamw",
+    "eval_fraction": 0.3,
+    "num_train_epochs": 12,
+    "learning_rate": 3.0,
+    "lr_scheduler_type": "constant",
+}
 
 
 def filled(losses, **options):
