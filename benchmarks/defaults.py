@@ -1,8 +1,8 @@
 """How the defaults of training were chosen: one change at a time, on tasks that no quality figure is reported on.
 
-usage: python benchmarks/defaults.py [NAME ...] [--model bloom] [--steps 240] [--seeds 0 1]
+usage: python benchmarks/defaults.py [NAME ...] [--model bloom] [--virtual-tokens 12] [--steps 240] [--seeds 0 1]
 
-Every variant trains a prompt of 12 virtual tokens on the tuning tasks of `study_tasks.py`; a line gives the lowest of
+Every variant trains a prompt on the tuning tasks of `study_tasks.py`; a line gives the lowest of
 ten held-out losses of each run, and the mean of their ratios to the first variant's, the same task and seed.
 """
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(VARIANTS)} (default: all)")
     parser.add_argument("--model", default="bloom", help="bloom, or a folder with SmolLM2 (default: %(default)s)")
+    parser.add_argument("--virtual-tokens", type=int, default=12, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=240, help="of 8 rows (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
@@ -45,16 +46,16 @@ def main() -> None:
     name = DEFAULT_MODEL if options.model == "bloom" else options.model
     base = load_base(name, device=torch.device("cpu"), precision="fp32")
     tasks = TUNING["bloom" if options.model == "bloom" else "smollm2"]
-    known = _known(options.results)
+    known, length = _known(options.results), options.virtual_tokens
     first: dict[tuple[str, int], float] = {}
     for variant in options.names or VARIANTS:
         ratios, losses, seconds = [], [], 0.0
         for task_name in tasks:
             for seed in options.seeds:
-                key = json.dumps([options.model, options.steps, task_name, seed, VARIANTS[variant].changes])
+                key = json.dumps([options.model, length, options.steps, task_name, seed, VARIANTS[variant].changes])
                 if key not in known:
                     start = time.perf_counter()
-                    curve = train(base, task_name, VARIANTS[variant], options.steps, seed)
+                    curve = train(base, task_name, VARIANTS[variant], length, options.steps, seed)
                     seconds += time.perf_counter() - start
                     known[key] = curve
                     _keep(options.results, key, curve)
@@ -65,11 +66,11 @@ def main() -> None:
         print(f"{variant:28} {mean:6.3f}   {shown}   {seconds:.0f} s", flush=True)
 
 
-def train(base: Base, task_name: str, variant: Variant, steps: int, seed: int) -> list[float]:
-    """The held-out losses of one run."""
+def train(base: Base, task_name: str, variant: Variant, length: int, steps: int, seed: int) -> list[float]:
+    """The held-out losses of one run with `length` virtual tokens."""
     rows, _ = encode_rows(task(task_name).train, base.tokenizer, max_length=256)
     held_out, _ = encode_rows(task(task_name).select, base.tokenizer, max_length=256)
-    model = SoftPromptModel(base.model, initial_prompt(base, variant, rows, seed))
+    model = SoftPromptModel(base.model, initial_prompt(base, variant, rows, length, seed))
     weight, curve = model.soft_prompt.weight, []
     update = (Reparameterised if variant.mlp or variant.rank else UPDATES[variant.update])(weight, variant)
     factor = rate_factor(variant.schedule, steps, variant.warmup)
@@ -93,17 +94,17 @@ def train(base: Base, task_name: str, variant: Variant, steps: int, seed: int) -
     return curve
 
 
-def initial_prompt(base: Base, variant: Variant, rows: list[EncodedRow], seed: int) -> SoftPromptEmbedding:
+def initial_prompt(base: Base, variant: Variant, rows: list[EncodedRow], length: int, seed: int) -> SoftPromptEmbedding:
     """Text, tokens drawn from the vocabulary, or the answers' most frequent tokens."""
     embedding = base.model.get_input_embeddings()
     if variant.init == "vocab":
-        return SoftPromptEmbedding.from_vocab(embedding, 12, torch.Generator().manual_seed(seed))
+        return SoftPromptEmbedding.from_vocab(embedding, length, torch.Generator().manual_seed(seed))
     if variant.init == "answers":
         labels = Counter(label for row in rows for label in row.labels if label != IGNORE_INDEX)
-        frequent = [label for label, _ in labels.most_common(12)]
-        ids = (frequent * 12)[:12]
+        frequent = [label for label, _ in labels.most_common(length)]
+        ids = (frequent * length)[:length]
         return SoftPromptEmbedding.from_tensor(embedding(torch.tensor(ids)).detach())
-    return SoftPromptEmbedding.from_text(DEFAULT_INIT_TEXT, base.tokenizer, embedding, 12)
+    return SoftPromptEmbedding.from_text(DEFAULT_INIT_TEXT, base.tokenizer, embedding, length)
 
 
 def _known(results: Path | None) -> dict[str, list[float]]:

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -23,7 +24,7 @@ from shapes import DEFAULT_CACHE, DTYPES, SHAPES, make_checkpoint
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softprompt import bloom, engine
+from softprompt import bloom, engine, soap
 from softprompt.command import quiet_libraries
 from softprompt.packing import Pack, cut_passes, pack_rows
 
@@ -118,7 +119,7 @@ def alone(dtype: torch.dtype) -> None:
 
 
 def operations(dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[], object]]]]:
-    """Two operations that the engine does in its own way."""
+    """What is done in its own way here, and the optimizer's step."""
     x = torch.randn(744, 4096).to(dtype).requires_grad_()
     bias, grad = torch.zeros(4096, dtype=dtype), torch.ones(744, 4096, dtype=dtype)
     yield (
@@ -156,6 +157,12 @@ def operations(dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[],
             "autograd over products": lambda: torch.autograd.grad(by_autograd(products), parts, ones),
             "attention.py": lambda: torch.autograd.grad(engine.attend(*parts, layout, rules), parts, ones),
         },
+    )
+
+    windows = [torch.randn(soap.window(length), length, 1024) for length in (12, 100)]
+    yield (
+        "a step of SOAP, 1,024 wide (forward only)",
+        {f"{len(last[0])} virtual tokens": partial(soap.direction, last, (0.8, 0.95)) for last in windows},
     )
 
 

@@ -193,6 +193,6 @@ class Search:
         default = TrainConfig()
         words = {name: getattr(self.config, name) for name in SHARED}
         words |= {"virtual_tokens": trial.virtual_tokens, "init": trial.init, "max_steps": self.config.max_steps}
-        words |= {"learning_rate": float(f"{self._rate(trial, self._initial(trial)):.6g}")}
+        words |= {"learning_rate": self._rate(trial, self._initial(trial))}
         given = [[flag(name), str(value)] for name, value in words.items() if value != getattr(default, name)]
         return shlex.join(["python", "train.py", *itertools.chain.from_iterable(given)])

@@ -28,20 +28,29 @@ class SphericalSOAP(torch.optim.Optimizer):
             betas: decays of the mean and of the squares, as Adam's.
         """
         super().__init__([weight], {"lr": lr, "betas": betas})
-        self.window = max(2, min(WINDOW, MOST_ROWS // len(weight)))
+        self.window = window(len(weight))
         norms = weight.detach().norm(dim=1, keepdim=True)
         self.state[weight] = {"gradients": weight.detach().new_zeros(0, *weight.shape), "norms": norms}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Move along the sphere; rows that began at zero have no norm to keep and move freely."""
+    def step(self) -> None:
+        """Move along the sphere; rows that began at zero have no norm to keep and move freely.
+
+        A step so long that a norm overflows leaves values that are not finite, rather than zeros.
+        """
         (group,) = self.param_groups
         (weight,) = group["params"]
         state = self.state[weight]
         state["gradients"] = torch.cat([state["gradients"], weight.grad[None]])[-self.window :]
         weight -= group["lr"] * direction(state["gradients"], group["betas"])
         norms = weight.norm(dim=1, keepdim=True)
-        weight *= torch.where(state["norms"] > 0, state["norms"] / norms.clamp_min(TINY), 1.0)
+        kept = torch.where(state["norms"] > 0, state["norms"] / norms.clamp_min(TINY), 1.0)
+        weight *= torch.where(norms.isfinite(), kept, torch.nan)
+
+
+def window(num_virtual_tokens: int) -> int:
+    """How many gradients are kept."""
+    return max(2, min(WINDOW, MOST_ROWS // num_virtual_tokens))
 
 
 def direction(gradients: Tensor, betas: tuple[float, float]) -> Tensor:

@@ -83,6 +83,13 @@ def test_norms_stay_and_rows_of_zeros_move():
     assert (nn.functional.cosine_similarity(weight[:3], start[:3]) < 0.999).any()
 
 
+def test_a_step_beyond_fp32_is_not_taken_for_a_prompt():
+    """The norm overflows before the values do, and dividing by it would leave zeros that look like a prompt."""
+    weight = nn.Parameter(drawn(3, 5).float())
+    optimizer_with(weight, drawn(1, 3, 5).float(), lr=1e30)
+    assert not weight.isfinite().any()
+
+
 def test_without_a_gradient_nothing_moves():
     weight = nn.Parameter(drawn(3, 5).float())
     before = weight.detach().clone()

@@ -6,6 +6,7 @@ import re
 import shlex
 
 import pytest
+import torch
 from commands import Result, assert_one_line, main_of, snapshot
 
 from softprompt import command, load_prompt, search, sweep
@@ -74,8 +75,7 @@ def test_the_best_trial_of_the_last_round_is_written_and_its_command_repeats_it(
     python, script, *argv = shlex.split(words)
     assert (python, script) == ("python", "train.py")
     main_of("train")([*argv, "--prompt-file", "again.safetensors"])
-    # the rate in the command has six digits, so the loss agrees to about as many
-    assert held_out_loss("again.safetensors") == pytest.approx(finals[best], rel=1e-4)
+    assert torch.equal(load_prompt("again.safetensors").weight, load_prompt(best).weight)
 
 
 def test_a_round_keeps_the_better_half(searched, tmp_path):
@@ -136,12 +136,12 @@ def rounds(out):
 
 
 def test_a_trial_that_diverges_loses_and_ends_nothing(searched):
-    result = searched("--relative-rates", 1, 1e39, "--init", "text")
+    result = searched("--relative-rates", 1, 1e38, "--init", "text")
     assert result.status == 0 and result.err == ""
     first, second = result.out.split("round of ")[1:]
     assert first.startswith("4 trials") and first.count(" inf\n") == 2
     assert second.startswith("2 trials") and second.count("(1 x RMS)") == 3 and "inf" not in second
-    assert_one_line(searched("--overwrite", "--relative-rates", 1e39, "--init", "text"), "--relative-rates", "diverged")
+    assert_one_line(searched("--overwrite", "--relative-rates", 1e38, "--init", "text"), "--relative-rates", "diverged")
 
 
 def test_the_prompt_files_folder_is_made(searched, tmp_path):
