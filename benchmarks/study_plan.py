@@ -8,6 +8,7 @@ from study_runs import Run
 from study_tasks import REPORTED
 
 STAGES = ("bloom", "smollm2", "scales", "steps")
+PROMPT_TUNING = ("prompt-text", "prompt-vocab")
 ALL_METHODS = (*METHODS, "none", "softprompt")
 STEPS = {"bloom": 240, "smollm2": 90}
 SEARCH_SHARE = 3  # a rate is searched at a third of the steps
@@ -32,8 +33,8 @@ BLOOM_RATES = {
 }
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 SCALES = (0.1, 1.0, 10.0)
-STEP_FACTORS = (2, 4)  # of the embedded BLOOM's steps, for what more of them give
-STEPS_TASK = "topic"
+MORE_STEPS = {"bloom": (480, 960), "smollm2": (150,)}  # for what more of them give, on one task
+STEPS_TASK = {"bloom": "topic", "smollm2": "category"}
 SCALES_TASK = {"bloom": "unseen", "smollm2": "category"}
 
 
@@ -62,7 +63,7 @@ def final_runs(stage: str, methods: Sequence[str], tasks: Sequence[str], results
     if stage == "scales":
         return scale_runs() if "softprompt" in methods else []
     if stage == "steps":
-        return step_runs() if "softprompt" in methods else []
+        return [run for run in step_runs(results) if run.method in methods]
     steps, runs = STEPS[stage], []
     if "none" in methods:
         runs += [Run(stage, stage, task, "none", None, 0, 0) for task in tasks]
@@ -89,13 +90,30 @@ def scale_runs() -> list[Run]:
     ]
 
 
-def step_runs() -> list[Run]:
-    """softprompt's default with more steps."""
-    return [
-        Run("steps", "bloom", STEPS_TASK, "softprompt", None, seed, factor * STEPS["bloom"])
-        for factor in STEP_FACTORS
-        for seed in OUR_SEEDS
-    ]
+def step_runs(results: Results) -> list[Run]:
+    """softprompt's default and PEFT's prompt tuning, with the rate and the init that its search was best with."""
+    runs = []
+    for model, task in STEPS_TASK.items():
+        sides: list[tuple[str, float | None, tuple[int, ...]]] = [("softprompt", None, OUR_SEEDS)]
+        method, rate = best_start(model, task, results)
+        sides += [(method, rate, SEEDS)] if method else []
+        for steps in MORE_STEPS[model]:
+            runs += [Run("steps", model, task, name, at, seed, steps) for name, at, seeds in sides for seed in seeds]
+    return runs
+
+
+def best_start(model: str, task: str, results: Results) -> tuple[str, float] | tuple[None, None]:
+    """PEFT's prompt tuning by the lowest loss in the searches of both starts, once they are done: method and rate."""
+    found = {method: searched(model, task, method, results) for method in PROMPT_TUNING}
+    if any(len(records) < len(rates_of(model, method)) for method, records in found.items()):
+        return None, None
+    losses = {
+        (method, rate): record["best_select"]
+        for method, records in found.items()
+        for rate, record in records.items()
+        if "failed" not in record
+    }
+    return min(losses, key=losses.__getitem__) if losses else (None, None)
 
 
 def searched(model: str, task: str, method: str, results: Results) -> dict[float, dict]:

@@ -1,18 +1,23 @@
-"""The study's tables and plots: `docs/quality.md` between two markers, `docs/quality-*.png` beside it."""
+"""The study's tables: `docs/quality.md` between two markers."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from study_plan import SEARCH_SHARE, STEPS, STEPS_TASK, best_rate, searched
+from study_plan import SEARCH_SHARE, STEPS, best_rate, searched
+from study_plots import draw_plots
 from study_results import Results
 from study_summary import (
     TITLES,
+    Pace,
     Side,
     best_prompt_tuning,
     by_steps,
+    deviation,
     half_interval,
+    paces_of,
     scale_table,
     share_of_gain,
+    sides_by_task,
     sides_of,
     spread,
     steps_to,
@@ -33,15 +38,36 @@ def write_report(results: Results, document: Path) -> list[Path]:
         raise ValueError(f"{document}: no place for the tables; put {BEGIN} and {END} there")
     before, rest = text.split(BEGIN, 1)
     _, after = rest.split(END, 1)
-    plots = draw_plots(results, document)
-    tables = "\n\n".join(sections(results, plots))
+    paces = paces_of(results, document.with_name(f"{document.stem}-seconds.json"))
+    plots = draw_plots(results, paces, document)
+    tables = "\n\n".join(sections(results, paces, plots))
     write_atomic(document, f"{before}{BEGIN}\n{tables}\n{END}{after}".encode())
     return [document, *plots.values()]
 
 
-def sections(results: Results, plots: dict[str, Path]) -> list[str]:
+def sections(results: Results, paces: dict[str, Pace], plots: dict[str, Path]) -> list[str]:
     """Every table under its heading, as Markdown."""
-    parts = ["### Targets", table_of_targets(results)]
+    parts = ["### Targets", table_of_targets(results), *sections_of_models(results, plots)]
+    if paces:
+        parts += ["### Loss against seconds", f"![loss over seconds]({plots['seconds'].name})", table_of_paces(paces)]
+    rows = scale_table(results)
+    if rows:
+        parts += ["### Rates relative to the prompt's RMS", table_of_scales(rows)]
+    every = sides_by_task(results, REPORTED)
+    if every:
+        parts += ["### Seeds", f"![deviation over seeds by loss]({plots['seeds'].name})", table_of_seeds(every)]
+    longer = by_steps(results)
+    if longer:
+        parts += ["### More steps", f"![loss by steps]({plots['steps'].name})", table_of_steps(longer)]
+    failed = [record for record in results if "failed" in record]
+    if failed:
+        parts += ["### Runs that failed", "\n".join(sorted({f"- {_what(run)}: {run['failed']}" for run in failed}))]
+    return parts
+
+
+def sections_of_models(results: Results, plots: dict[str, Path]) -> list[str]:
+    """For every model its curves, a table for each task, and the searches behind them."""
+    parts: list[str] = []
     for model, tasks in REPORTED.items():
         found = {task: sides_of(results, model, task) for task in (*tasks, *LIMITS.get(model, ()))}
         found = {task: sides for task, sides in found.items() if len(sides) > 1}
@@ -54,16 +80,6 @@ def sections(results: Results, plots: dict[str, Path]) -> list[str]:
             beside = "" if task in tasks else ", which no target is about: words that the base never wrote"
             parts += [f"**{task}**{beside}", table_of_task(sides, STEPS[model])]
         parts += ["The search behind it (best held-out loss of one seed):", table_of_search(results, model, found)]
-    rows = scale_table(results)
-    if rows:
-        parts += ["### Rates relative to the prompt's RMS", table_of_scales(rows)]
-    longer = by_steps(results)
-    if longer:
-        parts += [f"### More steps: {STEPS_TASK} on {NAMES['bloom']}", f"![loss by steps]({plots['steps'].name})"]
-        parts.append(table_of_steps(longer))
-    failed = [record for record in results if "failed" in record]
-    if failed:
-        parts += ["### Runs that failed", "\n".join(sorted({f"- {_what(run)}: {run['failed']}" for run in failed}))]
     return parts
 
 
@@ -88,8 +104,7 @@ def table_of_task(sides: dict[str, Side], steps: int) -> str:
 
 
 def _row(name: str, side: Side, sides: dict[str, Side], peer: Side | None, steps: int) -> list[str]:
-    half, first = half_interval(side.losses), side.runs[0]
-    loss = f"{side.loss:.4f}" + (f" ± {half:.4f}" if half is not None else "") + f" (n={len(side.runs)})"
+    loss, first = _loss_cell(side), side.runs[0]
     ratio = f"{side.loss / peer.loss:.3f}" if peer else "-"
     share = share_of_gain(sides, name, "full")
     gain = "-" if share is None else f"{share:.1%}"
@@ -139,73 +154,48 @@ def table_of_scales(rows: dict[tuple[str, float], dict[float, float]]) -> str:
     return table(["base", *(f"alpha {alpha:g}" for alpha in alphas)], body)
 
 
-def table_of_steps(sides: dict[int, Side]) -> str:
-    """Report loss of softprompt's default and how far its seeds lie apart."""
-    rows = [
-        [f"{steps}", f"{side.loss:.4f}", f"{min(side.losses):.4f}-{max(side.losses):.4f}", f"{spread(side):.1%}"]
-        for steps, side in sides.items()
-    ]
-    return table(["steps of 8 rows", "report loss", "of the seeds", "max - min over mean"], rows)
+def table_of_paces(paces: dict[str, Pace]) -> str:
+    """Seconds of a step, and until the loss that PEFT's best prompt ended with."""
+    body = []
+    for where, pace in paces.items():
+        reached, whole = pace.seconds_to_peer, pace.peer_seconds
+        share = ["-", "-"] if reached is None else [f"{reached:.1f}", f"{reached / whole:.0%}"]
+        steps = [f"{1000 * pace.step:.0f}", f"{1000 * pace.peer_step:.0f} ({pace.peer_way})"]
+        body.append([where, *steps, f"{pace.peer_step / pace.step:.2f}", f"{whole:.1f}", *share])
+    head = ["task", "softprompt, ms a step", "PEFT, ms a step", "ratio", "PEFT's seconds to its final loss"]
+    return table([*head, "softprompt's to the same", "share"], body)
 
 
-def draw_plots(results: Results, document: Path) -> dict[str, Path]:
-    """One picture for each model that has curves; a panel for each task."""
-    paths = {}
-    for model, tasks in REPORTED.items():
-        panels = {task: sides_of(results, model, task) for task in tasks}
-        panels = {task: sides for task, sides in panels.items() if len(sides) > 1}
-        if panels:
-            paths[model] = document.with_name(f"{document.stem}-{model}.png")
-            plot(panels, paths[model])
-    longer = by_steps(results)
-    if longer:
-        paths["steps"] = document.with_name(f"{document.stem}-steps.png")
-        plot_steps(longer, sides_of(results, "bloom", STEPS_TASK), paths["steps"])
-    return paths
+def table_of_seeds(every: dict[str, dict[str, Side]]) -> str:
+    """How far the seeds of every side lie apart: the standard deviation of the report loss over its mean."""
+    body = []
+    for name in [name for name in TITLES if name != "none"]:
+        sides = [found.get(name) for found in every.values()]
+        body.append([TITLES[name], *("-" if side is None else _deviation_cell(side) for side in sides)])
+    return table(["side", *every], body)
 
 
-def plot_steps(longer: dict[int, Side], sides: dict[str, Side], path: Path) -> None:
-    """Report loss of every seed over the number of steps; what others reach with the usual number as lines."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.0, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(list(longer), [side.loss for side in longer.values()], color="tab:blue", label="softprompt, default")
-    for steps, side in longer.items():
-        axes.scatter([steps] * len(side.losses), side.losses, color="tab:blue", s=12)
-    peer = best_prompt_tuning(sides)
-    for name, side, style in (("PEFT prompt tuning, best rate", peer, ":"), ("LoRA r=8", sides.get("lora"), "-.")):
-        if side:
-            usual = f"{name}, {next(iter(longer))} steps"
-            axes.axhline(side.loss, linestyle=style, color="gray", linewidth=1, label=usual)
-    axes.set(xlabel="steps of 8 rows", ylabel="report loss per supervised token", xscale="log", yscale="log")
-    axes.legend(fontsize=7)
-    figure.savefig(path, dpi=120)
+def _deviation_cell(side: Side) -> str:
+    found = deviation(side)
+    return "-" if found is None else f"{found:.1%} of {side.loss:.4f} (n={len(side.runs)})"
 
 
-def plot(panels: dict[str, dict[str, Side]], path: Path) -> None:
-    """Held-out loss over steps: mean over seeds with their range; the base alone and full fine-tuning as lines."""
-    from matplotlib.figure import Figure
+def table_of_steps(longer: dict[str, dict[int, dict[str, Side]]]) -> str:
+    """Report loss by steps: softprompt's default, how far its seeds lie apart, and PEFT's prompt tuning."""
+    rows = []
+    for where, by_number in longer.items():
+        for steps, sides in by_number.items():
+            ours, peer = sides.get("softprompt"), sides.get("peer")
+            cells = ["-", "-"] if ours is None else [_loss_cell(ours), f"{spread(ours):.1%}"]
+            ratio = f"{ours.loss / peer.loss:.3f}" if ours and peer else "-"
+            rows.append([where, f"{steps}", *cells, _loss_cell(peer) if peer else "-", ratio])
+    head = ["task", "steps of 8 rows", "softprompt", "max - min over mean", "PEFT prompt tuning", "ratio"]
+    return table(head, rows)
 
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained")
-    for axes, (task, sides) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        peer = best_prompt_tuning(sides)
-        curves = [("softprompt, default", sides.get("softprompt"), "tab:blue")]
-        curves += [("PEFT prompt tuning, best rate", peer, "tab:orange")]
-        curves += [("PEFT prompt tuning, 5e-5", sides.get("tutorial"), "tab:red")]
-        for label, side, colour in curves:
-            if side:
-                steps, losses = zip(*side.curve, strict=True)
-                axes.plot(steps, [sum(row) / len(row) for row in losses], label=label, color=colour)
-                axes.fill_between(steps, [min(row) for row in losses], [max(row) for row in losses], alpha=0.2)
-        for name, style in (("none", ":"), ("lora", "-."), ("full", "--")):
-            if name in sides:
-                level = sum(run["best_select"] for run in sides[name].runs) / len(sides[name].runs)
-                axes.axhline(level, linestyle=style, color="gray", linewidth=1, label=TITLES[name])
-        axes.set(title=task, xlabel="step of 8 rows", yscale="log")
-    figure.axes[0].set_ylabel("held-out loss per supervised token")
-    figure.axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=120)
+
+def _loss_cell(side: Side) -> str:
+    half = half_interval(side.losses)
+    return f"{side.loss:.4f}" + (f" ± {half:.4f}" if half is not None else "") + f" (n={len(side.runs)})"
 
 
 def _what(run: dict) -> str:

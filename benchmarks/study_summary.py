@@ -1,11 +1,13 @@
 """Figures of the study from its records: means with intervals, shares of a gain, steps to a loss, the targets."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from pathlib import Path
+from statistics import mean, median, stdev
 
-from study_plan import ALPHAS, STEPS, STEPS_TASK, TUTORIAL_RATE, best_rate
+from study_plan import ALPHAS, PROMPT_TUNING, STEPS, STEPS_TASK, TUTORIAL_RATE, best_rate, best_start
 from study_results import Results
 
 from softprompt.optimizer import RELATIVE_RATES
@@ -23,7 +25,6 @@ TITLES = {
     "lora": "PEFT LoRA r=8",
     "full": "full fine-tuning",
 }
-PROMPT_TUNING = ("prompt-text", "prompt-vocab")
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,63 @@ def steps_to(side: Side, loss: float) -> int | None:
     return next((step for step, losses in side.curve if mean(losses) <= loss), None)
 
 
+def deviation(side: Side) -> float | None:
+    """Standard deviation of the reported losses over their mean, which seeds do not enlarge by being more."""
+    return stdev(side.losses) / side.loss if len(side.runs) > 1 else None
+
+
 def spread(side: Side) -> float:
     """(max - min) / mean of the reported losses over seeds."""
     return (max(side.losses) - min(side.losses)) / side.loss
 
 
+@dataclass(frozen=True)
+class Pace:
+    """A task's two curves and the seconds of a step that belong to them."""
+
+    ours: Side
+    peer: Side
+    step: float
+    peer_step: float
+    peer_way: str  # how PEFT was fastest
+
+    @property
+    def peer_seconds(self) -> float:
+        """Of PEFT's whole run."""
+        return self.peer.curve[-1][0] * self.peer_step
+
+    @property
+    def seconds_to_peer(self) -> float | None:
+        """Until our held-out loss was what PEFT's run ended with; None if it never was."""
+        steps = steps_to(self.ours, self.peer.final_select)
+        return None if steps is None else steps * self.step
+
+
+def paces_of(results: Results, seconds_file: Path) -> dict[str, Pace]:
+    """By model and task, as far as `study_seconds.py` has timed them; empty without its file."""
+    timed = json.loads(seconds_file.read_text("utf-8")) if seconds_file.exists() else {}
+    found = {}
+    for model, tasks in timed.items():
+        for task, record in tasks.items():
+            sides = sides_of(results, model, task)
+            ours, peer = sides.get("softprompt"), best_prompt_tuning(sides)
+            steps = {way: median(seconds) for way, seconds in record["step_seconds"].items()}
+            step = steps.pop("softprompt")
+            way = min(steps, key=steps.__getitem__)
+            if ours and peer:
+                found[f"{model} {task}"] = Pace(ours, peer, step, steps[way], way)
+    return found
+
+
+def sides_by_task(results: Results, tasks: dict[str, Sequence[str]]) -> dict[str, dict[str, Side]]:
+    """The sides of `tasks` by model and task, where softprompt has run."""
+    every = {f"{model} {task}": sides_of(results, model, task) for model, names in tasks.items() for task in names}
+    return {where: sides for where, sides in every.items() if "softprompt" in sides}
+
+
 def targets(results: Results, tasks: dict[str, Sequence[str]]) -> list[tuple[str, str, str, list[str]]]:
     """Rows of the targets' table: what, must, aim, and the figure on every model and task where it can be taken."""
-    every = {f"{model} {task}": sides_of(results, model, task) for model, names in tasks.items() for task in names}
-    every = {where: sides for where, sides in every.items() if "softprompt" in sides}
+    every = sides_by_task(results, tasks)
     against, steps, spreads = [], [], []
     for where, sides in every.items():
         ours, peer = sides["softprompt"], best_prompt_tuning(sides)
@@ -134,14 +183,22 @@ def _shares(every: dict[str, dict[str, Side]], reference: str, model: str) -> li
     return [f"{where} {share:.1%}" for where, share in shares.items() if share is not None and where.startswith(model)]
 
 
-def by_steps(results: Results) -> dict[int, Side]:
-    """softprompt's default on one task, by the number of its steps."""
-    usual = sides_of(results, "bloom", STEPS_TASK).get("softprompt")
-    found = {STEPS["bloom"]: usual} if usual else {}
-    longer = [record for record in results if record["stage"] == "steps" and "failed" not in record]
-    for steps in sorted({record["steps"] for record in longer}):
-        found[steps] = Side("softprompt", [record for record in longer if record["steps"] == steps])
-    return found if longer else {}
+def by_steps(results: Results) -> dict[str, dict[int, dict[str, Side]]]:
+    """By model and task and by the number of steps: softprompt's default, and PEFT's prompt tuning as `peer`."""
+    found: dict[str, dict[int, dict[str, Side]]] = {}
+    for model, task in STEPS_TASK.items():
+        longer = [run for run in results if run["stage"] == "steps" and run["model"] == model and "failed" not in run]
+        if not longer:
+            continue
+        usual = sides_of(results, model, task)
+        sides = {"softprompt": usual.get("softprompt"), "peer": usual.get(best_start(model, task, results)[0])}
+        rows = {STEPS[model]: {name: side for name, side in sides.items() if side}}
+        for steps in sorted({run["steps"] for run in longer}):
+            ours = [run for run in longer if run["steps"] == steps and run["method"] == "softprompt"]
+            peers = [run for run in longer if run["steps"] == steps and run["method"] != "softprompt"]
+            rows[steps] = {name: Side(name, runs) for name, runs in (("softprompt", ours), ("peer", peers)) if runs}
+        found[f"{model} {task}"] = rows
+    return found
 
 
 def scale_table(records: Iterable[dict]) -> dict[tuple[str, float], dict[float, float]]:

@@ -26,8 +26,8 @@ PROGRAM = "python -m softprompt inspect"
 TOKEN_COLUMNS, GAP = 14, 2  # of a token in the table, where longer ones are cut, and in front of it
 # of what the metadata say of the training; what else there is follows
 SUMMARY = (
-    "steps", "rows", "rows_per_step", "learning_rate", "seed", "train_loss", "held_out_rows", "held_out_loss",
-    "without_prompt", "initial_prompt", "trained_prompt",
+    "steps", "rows", "rows_per_step", "optim", "learning_rate", "seed", "train_loss", "held_out_rows",
+    "held_out_loss", "without_prompt", "initial_prompt", "trained_prompt",
 )  # fmt: skip
 
 

@@ -269,6 +269,7 @@ class Trainer:
             "steps": result.step,
             "rows": len(self.train_rows),
             "rows_per_step": self.config.rows_per_step,
+            "optim": self.config.optim,
             "learning_rate": self.optimizer.rate,
             "train_loss": self.train_loss if result.step == self.step > 0 else None,
             "seed": self.config.seed,

@@ -72,6 +72,7 @@ def test_the_file_holds_the_best_prompt_and_with_save_last_the_last(model_folder
         assert training["steps"] == result.step and training["curve"] == [
             list(pair) for pair in trainer.selection.curve
         ]
+        assert training["optim"] == RISING["optim"]
         # that of the last step says nothing of an earlier prompt
         assert training["train_loss"] == (trainer.train_loss if last else None)
     (best, selection), (last, same) = ends[False], ends[True]

@@ -262,6 +262,20 @@ def test_winners_of_the_search_go_on_with_three_seeds(tmp_path):
     ]
 
 
+def test_more_steps_are_compared_with_the_better_start(tmp_path):
+    results = Results(tmp_path / "quality.jsonl")
+    search = study_plan.search_runs("bloom", study_plan.PROMPT_TUNING, ["topic"])
+    for run in search[:-1]:
+        results.add(finished(run, loss=abs(run.rate - 1e-3) + (run.method == "prompt-text")))
+    assert study_plan.best_start("bloom", "topic", results) == (None, None)  # the searches are not done
+    results.add(finished(search[-1], failed="RuntimeError: no"))
+    runs = study_plan.final_runs("steps", study_plan.ALL_METHODS, [], results)
+    bloom = {(run.method, run.rate, run.steps) for run in runs if run.model == "bloom"}
+    assert bloom == {(*side, steps) for side in (("softprompt", None), ("prompt-vocab", 1e-3)) for steps in (480, 960)}
+    assert {(run.method, run.steps) for run in runs if run.model == "smollm2"} == {("softprompt", 150)}
+    assert {run.method for run in study_plan.final_runs("steps", ["prompt-vocab"], [], results)} == {"prompt-vocab"}
+
+
 class Inline:
     """A pool that works at once, in this process."""
 

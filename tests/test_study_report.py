@@ -1,6 +1,7 @@
 """The study's figures by hand, and its tables and plots in a document."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import study_plan  # noqa: E402
 import study_report  # noqa: E402
+import study_seconds  # noqa: E402
 import study_summary  # noqa: E402
 from study_results import Results  # noqa: E402
 from study_runs import Run  # noqa: E402
@@ -81,8 +83,51 @@ def test_report_keeps_the_prose_around_it(topic_results, tmp_path):
     text = document.read_text("utf-8")
     assert text.startswith("# Ours\n\nbefore\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| **softprompt, default** | " in text and "1.8000 ± 0.2484 (n=3) | 0.900 | 80.0% | 120 of 240" in text
-    assert written == [document, tmp_path / "quality-bloom.png"]
+    assert written == [document, tmp_path / "quality-bloom.png", tmp_path / "quality-seeds.png"]
     assert written[1].read_bytes().startswith(b"\x89PNG")
     document.write_text("no place\n", "utf-8")
     with pytest.raises(ValueError, match="no place for the tables"):
         study_report.write_report(topic_results, document)
+
+
+def test_loss_against_seconds_and_over_seeds(topic_results, tmp_path):
+    document = tmp_path / "quality.md"
+    seconds = {"softprompt": [0.9, 0.05, 0.04], "batch 1": [0.3, 0.4, 0.5], "batch 8": [0.1, 0.1, 0.2]}
+    record = {"bloom": {"topic": {"threads": 2, "step_seconds": seconds}}}
+    (tmp_path / "quality-seconds.json").write_text(json.dumps(record), "utf-8")
+    written = study_report.write_report(topic_results, document)
+    assert [path.name for path in written[2:]] == ["quality-seconds.png", "quality-seeds.png"]
+    text = document.read_text("utf-8")
+    # 240 steps of 0.1 s end at 2.0, which 120 steps of 0.05 s reach
+    assert "| bloom topic | 50 | 100 (batch 8) | 2.00 | 24.0 | 6.0 | 25% |" in text
+    assert "| **softprompt, default** | 5.6% of 1.8000 (n=3) |" in text  # a standard deviation of 0.1
+    assert "| full fine-tuning | 0.0% of 1.0000 (n=3) |" in text
+
+
+def test_more_steps_stand_beside_the_usual_number(topic_results, tmp_path):
+    for run in study_plan.search_runs("bloom", ["prompt-vocab"], ["topic"]):
+        topic_results.add(searched(run, 9.0))
+    assert study_summary.by_steps(topic_results) == {}
+    for run in study_plan.step_runs(topic_results):
+        if run.model == "bloom":
+            topic_results.add(searched(run, 0.9 if run.method == "softprompt" else 1.2))
+    document = tmp_path / "quality.md"
+    written = study_report.write_report(topic_results, document)
+    assert written[-1] == tmp_path / "quality-steps.png"
+    text = document.read_text("utf-8")
+    assert "| bloom topic | 240 | 1.8000 ± 0.2484 (n=3) | 11.1% | 2.0000 ± 0.2484 (n=3) | 0.900 |" in text
+    assert "| bloom topic | 960 | 0.9000 ± 0.0000 (n=5) | 0.0% | 1.2000 ± 0.0000 (n=3) | 0.750 |" in text
+
+
+def test_seconds_of_both_sides_are_taken_and_others_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study_seconds, "REPORTED", {"bloom": ("unseen",), "smollm2": ()})
+    result = tmp_path / "seconds.json"
+    result.write_text(json.dumps({"smollm2": {"category": 1}}), "utf-8")
+    study_seconds.main(
+        ["--models", "bloom", "--rounds", "1", "--steps", "2", "--threads", "1", "--result", str(result)]
+    )
+    written = json.loads(result.read_text("utf-8"))
+    assert written["smollm2"] == {"category": 1}
+    seconds = written["bloom"]["unseen"]["step_seconds"]
+    assert [len(seconds[side]) for side in ("softprompt", "batch 1", "batch 8")] == [1, 1, 1]
+    assert min(map(min, seconds.values())) > 0 and "bloom unseen: softprompt " in capsys.readouterr().out
