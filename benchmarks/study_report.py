@@ -172,7 +172,14 @@ def table_of_seeds(every: dict[str, dict[str, Side]]) -> str:
     for name in [name for name in TITLES if name != "none"]:
         sides = [found.get(name) for found in every.values()]
         body.append([TITLES[name], *("-" if side is None else _deviation_cell(side) for side in sides)])
+    gains = [_spread_of_gain(sides) for sides in every.values()]
+    body.append(["softprompt's max - min over its gain", *gains])
     return table(["side", *every], body)
+
+
+def _spread_of_gain(sides: dict[str, Side]) -> str:
+    ours, none = sides["softprompt"], sides.get("none")
+    return "-" if none is None else f"{spread(ours) * ours.loss / (none.loss - ours.loss):.1%}"
 
 
 def _deviation_cell(side: Side) -> str:

@@ -102,6 +102,7 @@ def test_loss_against_seconds_and_over_seeds(topic_results, tmp_path):
     assert "| bloom topic | 50 | 100 (batch 8) | 2.00 | 24.0 | 6.0 | 25% |" in text
     assert "| **softprompt, default** | 5.6% of 1.8000 (n=3) |" in text  # a standard deviation of 0.1
     assert "| full fine-tuning | 0.0% of 1.0000 (n=3) |" in text
+    assert "| softprompt's max - min over its gain | 6.3% |" in text  # 0.2 of 5.0 - 1.8
 
 
 def test_more_steps_stand_beside_the_usual_number(topic_results, tmp_path):
