@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from softprompt.command import parse, quiet_libraries, run
 from softprompt.config import TrainConfig
-from softprompt.errors import UserError
 
 ANSWERED_TOGETHER = 8
 
@@ -23,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from softprompt.initialise import initial_prompt
     from softprompt.model import SoftPromptModel
     from softprompt.report import describe_answers, describe_base, describe_passes, describe_result, describe_steps
-    from softprompt.splits import encode_splits, load_rows
+    from softprompt.splits import encode_splits, load_rows, require_scored_rows
     from softprompt.trainer import Trainer
 
     quiet_libraries()
@@ -33,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = load_base(config.model, device=device, precision=config.precision)
     print(describe_base(base), flush=True)
     rows = encode_splits(splits, base, config)
-    if config.early_stopping_patience and not rows.eval_rows:
-        raise UserError("--early-stopping-patience: there are no held-out rows to look at; give --eval-data")
-
+    require_scored_rows(config, rows)
     require_room(base.model, config.virtual_tokens or 0, rows.longest, flag="--max-length")  # before so many are made
     prompt = initial_prompt(config, base, rows.train_rows)
     require_room(base.model, prompt.num_virtual_tokens, rows.longest, flag="--max-length")

@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +19,12 @@ from study_tasks import TUNING, task
 from updates import UPDATES, Reparameterised
 from variants import VARIANTS, Variant
 
-from softprompt import SoftPromptEmbedding, SoftPromptModel
+from softprompt import SoftPromptModel
 from softprompt.base import Base, load_base
-from softprompt.config import DEFAULT_INIT_TEXT, DEFAULT_MODEL
-from softprompt.encoding import IGNORE_INDEX, EncodedRow, encode_rows
+from softprompt.config import DEFAULT_MODEL, TrainConfig
+from softprompt.encoding import encode_rows
 from softprompt.evaluation import row_scores, total_score
+from softprompt.initialise import initial_prompt
 from softprompt.passes import pass_losses
 from softprompt.schedule import rate_factor, rows_of_step
 
@@ -70,7 +70,8 @@ def train(base: Base, task_name: str, variant: Variant, length: int, steps: int,
     """The held-out losses of one run with `length` virtual tokens."""
     rows, _ = encode_rows(task(task_name).train, base.tokenizer, max_length=256)
     held_out, _ = encode_rows(task(task_name).select, base.tokenizer, max_length=256)
-    model = SoftPromptModel(base.model, initial_prompt(base, variant, rows, length, seed))
+    config = TrainConfig(init=variant.init, virtual_tokens=length, seed=seed)
+    model = SoftPromptModel(base.model, initial_prompt(config, base, rows))
     weight, curve = model.soft_prompt.weight, []
     update = (Reparameterised if variant.mlp or variant.rank else UPDATES[variant.update])(weight, variant)
     factor = rate_factor(variant.schedule, steps, variant.warmup)
@@ -92,19 +93,6 @@ def train(base: Base, task_name: str, variant: Variant, length: int, steps: int,
             loss = total_score(scores).loss
             curve.append(loss if math.isfinite(loss) else math.inf)
     return curve
-
-
-def initial_prompt(base: Base, variant: Variant, rows: list[EncodedRow], length: int, seed: int) -> SoftPromptEmbedding:
-    """Text, tokens drawn from the vocabulary, or the answers' most frequent tokens."""
-    embedding = base.model.get_input_embeddings()
-    if variant.init == "vocab":
-        return SoftPromptEmbedding.from_vocab(embedding, length, torch.Generator().manual_seed(seed))
-    if variant.init == "answers":
-        labels = Counter(label for row in rows for label in row.labels if label != IGNORE_INDEX)
-        frequent = [label for label, _ in labels.most_common(length)]
-        ids = (frequent * length)[:length]
-        return SoftPromptEmbedding.from_tensor(embedding(torch.tensor(ids)).detach())
-    return SoftPromptEmbedding.from_text(DEFAULT_INIT_TEXT, base.tokenizer, embedding, length)
 
 
 def _known(results: Path | None) -> dict[str, list[float]]:

@@ -21,16 +21,11 @@ RATES = {
     "prompt-text": PROMPT_RATES,
     "prompt-vocab": PROMPT_RATES,
     "p-tuning": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-    "prefix": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-    "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "prefix": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     "full": (3e-5, 1e-4, 3e-4, 1e-3),
 }
-# on the embedded BLOOM these methods were best at the end of the grid, so it goes on there
-BLOOM_RATES = {
-    "prefix": (*RATES["prefix"], 3e-1, 1.0),
-    "lora": (*RATES["lora"], 3e-2, 1e-1),
-    "full": (*RATES["full"], 3e-3),
-}
+BLOOM_RATES = {"full": (*RATES["full"], 3e-3)}  # on the embedded BLOOM it was best at the end of the grid
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 SCALES = (0.1, 1.0, 10.0)
 MORE_STEPS = {"bloom": (480, 960), "smollm2": (150,)}  # for what more of them give, on one task

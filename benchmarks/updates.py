@@ -28,7 +28,6 @@ class Update:
         grad = self.clipped(self.weight.grad * self.scale)  # of weight / scale
         with torch.no_grad():
             self.weight -= self.scale * self.variant.rate * factor * self.direction(grad)
-            self.weight *= 1 - self.variant.rate * factor * self.variant.weight_decay
         self.weight.grad = None
 
     def clipped(self, grad: Tensor) -> Tensor:

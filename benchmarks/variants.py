@@ -20,7 +20,6 @@ class Variant:
     update: str = "adamw"
     mlp: int | None = None  # width of a residual MLP, folded into the prompt (Razdaibiedina et al., 2023)
     rank: int | None = None  # of the change to the initial prompt
-    weight_decay: float = 0.0
     sphere: bool = True  # with soap: every virtual token keeps its norm
 
     @property
@@ -60,6 +59,15 @@ VARIANTS = {
     "soap": Variant(**SOAP),
     "soap, rate 0.1": Variant(**SOAP, rate=0.1),
     "soap, rate 1": Variant(**SOAP, rate=1.0),
+    "soap, rate 0.2": Variant(**SOAP, rate=0.2),
+    "soap, warm-up 0.05": Variant(**SOAP, warmup=0.05),
+    "soap, cosine": Variant(**SOAP, schedule="cosine"),
+    "soap, beta1 0.9": Variant(**SOAP | {"beta1": 0.9}),
+    "soap, beta2 0.9": Variant(**SOAP | {"beta2": 0.9}),
+    "soap, clip 0.01": Variant(**SOAP | {"clip": 0.01}),
+    "soap, no clip": Variant(**SOAP | {"clip": None}),
+    "soap, average 0.9": Variant(**SOAP, average=0.9),
+    "soap, vocab": Variant(**SOAP, init="vocab"),
     "soap, norms free": Variant(**SOAP, sphere=False),
     "soap, answers": Variant(**SOAP, init="answers"),
     "muon": Variant(update="muon"),

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from softprompt.data import load_split
     from softprompt.report import describe_base, describe_split
     from softprompt.scoreboard import describe_figures, figures_of, to_json
-    from softprompt.sides import check_fit, encode_eval_set, load_prompts, make_sides, run_sides
+    from softprompt.sides import check_fit, encode_eval_set, load_prompts, make_sides, notes_on_seen_rows, run_sides
 
     quiet_libraries()
     check_output_file(config)
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sides, notes = make_sides(files, base, allow_other=config.allow_other_base)
     eval_set = encode_eval_set(rows[: config.max_rows], base, config, name=name)
     check_fit(eval_set, sides, base, max_new_tokens=config.max_new_tokens)
+    notes += notes_on_seen_rows(files, eval_set.encoded)
     scored = describe_split(f"--data {name}", eval_set.encoded, eval_set.skipped)
     print(describe_base(base), scored, *notes, sep="\n", flush=True)
 

@@ -11,7 +11,7 @@ DEFAULT_DATA = "builtin:polite"
 DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
 OPTIMS = ("soap", "adamw")
 INITS = ("text", "answers", "vocab", "random")
-TEST_DATA_HELP = "rows for one last figure that chose nothing (default: the test split beside a validation split)"
+TEST_DATA_HELP = "rows for one last figure that chose nothing (default: the test split, if it is not held out)"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -256,6 +256,7 @@ class EvaluateConfig:
         require(all(map(is_unicode, self.choices)), self, "choices", "is not UTF-8 text")
         named = self.output_file is None or (self.output_file != "-" and Path(self.output_file).name != "")
         require(named, self, "output_file", "must name a file")
+        require(self.output_file is not None or not self.overwrite, self, "overwrite", "needs --output-file")
         require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
 
 

@@ -20,7 +20,7 @@ READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parque
 COLUMNS = ("instruction", "input", "output")
 QUESTION_COLUMNS = ("instruction", "input")
 HELD_OUT_SPLITS = ("validation", "test")
-SCORED_SPLITS = ("test", "validation", "train")  # a held-out split may have chosen the prompt, a test split has not
+SCORED_SPLITS = ("test", "validation", "train")  # a validation split chose the prompt, a test split beside it did not
 DEFAULT_EVAL_FRACTION = 0.1
 MAX_DEFAULT_EVAL_ROWS = 200
 MIN_DEFAULT_EVAL_ROWS = 8  # fewer choose by chance
@@ -40,8 +40,8 @@ def load_splits(
 ) -> Splits:
     """Load `data` and choose the held-out rows.
 
-    In this order: `eval_data`; the data's own `validation`, else `test` split; a seeded `eval_fraction` of the rows.
-    The test rows are `test_data`, or the data's own `test` split where its `validation` split is held out.
+    In this order: `eval_data`; a seeded `eval_fraction` of the rows; the data's own `validation`, else `test` split; a
+    tenth of the rows. The test rows are `test_data`, or the data's own `test` split where that is not held out.
 
     Raises:
         UserError: missing or unreadable data, or rows that are not Alpaca rows.
@@ -49,14 +49,15 @@ def load_splits(
     tables = _load_tables(data, "--data")
     train_rows = _rows(tables[_choose(tables, ("train",), data, "--data")], data)
     test_rows = _named_rows(test_data, "--test-data", ("test", *HELD_OUT_SPLITS, "train"))
+    own = [split for split in HELD_OUT_SPLITS if split in tables and "train" in tables]
+    chooses = own[0] if own and eval_data is None and eval_fraction is None else None
+    if test_data is None and "test" in own and chooses != "test":
+        test_rows = _rows(tables["test"], f"{data} (test)")
     if eval_data is not None:
         return Splits(train_rows, _named_rows(eval_data, "--eval-data", (*HELD_OUT_SPLITS, "train")), test_rows)
-    own = [split for split in HELD_OUT_SPLITS if split in tables and "train" in tables]
-    if not own or eval_fraction is not None:
-        return Splits(*_hold_out(train_rows, eval_fraction, seed), test_rows)
-    if len(own) == 2 and test_data is None:
-        test_rows = _rows(tables["test"], f"{data} (test)")
-    return Splits(train_rows, _rows(tables[own[0]], f"{data} ({own[0]})"), test_rows)
+    if chooses is not None:
+        return Splits(train_rows, _rows(tables[chooses], f"{data} ({chooses})"), test_rows)
+    return Splits(*_hold_out(train_rows, eval_fraction, seed), test_rows)
 
 
 def _named_rows(name: str | None, flag: str, wanted: Sequence[str]) -> list[Row]:

@@ -4,6 +4,7 @@ The embedding module is asked for its rows a chunk of ids at a time, since some 
 them in fp32 may be larger than the base.
 """
 
+import json
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from softprompt.base import Base
 from softprompt.config import TrainConfig
 from softprompt.initialise import initial_prompt
+from softprompt.prompt import SoftPromptEmbedding
 
 CHUNK = 1 << 22  # elements widened to fp32 at a time
 
@@ -63,7 +65,7 @@ def why_no_start(metadata: dict[str, str], seed: object) -> str:
     if init == "file":
         return "it started from another prompt file (--init-from)"
     if init == "answers":
-        return "it started from the answers of its training rows (--init answers)"
+        return "" if _init_ids(metadata) else "the file does not say the tokens of the answers that it started from"
     if init in ("vocab", "random"):
         return "" if _is_seed(seed) else f"the file does not say the seed of its {init} start"
     return "the file does not say what it started from"
@@ -74,6 +76,9 @@ def start_of(metadata: dict[str, str], seed: object, base: Base, num_virtual_tok
 
     Its embeddings are rounded to the precision that the base is loaded in, which may not be that of the training.
     """
+    if metadata["init"] == "answers":
+        embedding = base.model.get_input_embeddings()
+        return SoftPromptEmbedding.from_ids(_init_ids(metadata), embedding, num_virtual_tokens).weight.detach().cpu()
     settings = {"init": metadata["init"], "virtual_tokens": num_virtual_tokens}
     settings |= {"init_text": metadata["init_text"]} if metadata["init"] == "text" else {"seed": seed}
     return initial_prompt(TrainConfig(**settings), base).weight.detach().cpu()
@@ -89,6 +94,19 @@ def token_text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
         return f"<{name}>" if name.isprintable() else repr(name)  # some bytes of a character
     # sentencepiece drops the space in front of a text's first word
     return repr(" " + text if name.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" ") else text)
+
+
+def _init_ids(metadata: dict[str, str]) -> list[int]:
+    """The ids that an answers' start was made of; empty if the file does not say them."""
+    try:
+        ids = json.loads(metadata.get("init_ids") or "[]")
+    except ValueError:
+        return []
+    return ids if isinstance(ids, list) and all(map(_is_id, ids)) else []
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_seed(seed: object) -> bool:

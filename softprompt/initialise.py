@@ -34,13 +34,13 @@ def initial_prompt(config: TrainConfig, base: Base, train_rows: Sequence[Encoded
     if count == 0:
         raise UserError(f"--init-text {config.init_text!r} gives no token to count; pass --virtual-tokens")
     if config.init == "answers":
-        return SoftPromptEmbedding.from_ids(_frequent_labels(train_rows, count), embedding, count)
+        return SoftPromptEmbedding.from_ids(frequent_labels(train_rows, count), embedding, count)
     generator = torch.Generator().manual_seed(config.seed)
     start = SoftPromptEmbedding.from_vocab if config.init == "vocab" else SoftPromptEmbedding.from_random
     return start(embedding, count, generator)
 
 
-def _frequent_labels(rows: Sequence[EncodedRow], count: int) -> list[int]:
+def frequent_labels(rows: Sequence[EncodedRow], count: int) -> list[int]:
     """The ids that the rows' answers hold most often, most frequent first; as many as there are, up to `count`."""
     labels = Counter(label for row in rows for label in row.labels if label != IGNORE_INDEX)
     return sorted(labels, key=lambda label: (-labels[label], label))[:count]

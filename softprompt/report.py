@@ -76,11 +76,8 @@ def describe_answers(answers: list[dict[str, str]], split: str, config: TrainCon
 
 def describe_result(result: Result, config: TrainConfig) -> str:
     """Which prompt was kept, the command that uses it, and a warning if the base alone does as well."""
-    lines, held_out, command = (
-        [],
-        result.held_out,
-        shlex.join(["python", "generate.py", "--prompt-file", config.prompt_file]),
-    )
+    lines, held_out = [], result.held_out
+    command = shlex.join(["python", "generate.py", "--prompt-file", config.prompt_file])
     if held_out.trained_prompt is not None:
         why = "the last" if config.save_last else "the lowest held-out loss"
         perplexity = math.exp(min(held_out.trained_prompt, 700))
@@ -88,8 +85,9 @@ def describe_result(result: Result, config: TrainConfig) -> str:
             f"kept the prompt of step {result.step} ({why}: {held_out.trained_prompt:.4f}, perplexity {perplexity:.4g})"
         )
     lines.append(f"prompt written to {config.prompt_file}; try: {command}")
-    if held_out.trained_prompt is not None and not held_out.trained_prompt < held_out.without_prompt:
-        lines.append("warning: held-out loss is no better than without a prompt; try more rows or another rate")
+    for split, losses in (("held-out", held_out), ("test", result.test)):
+        if losses.trained_prompt is not None and not losses.trained_prompt < losses.without_prompt:
+            lines.append(f"warning: {split} loss is no better than without a prompt; try more rows or another rate")
     return "\n".join(lines)
 
 

@@ -28,8 +28,9 @@ from softprompt.model import SoftPromptModel
 from softprompt.options import flag
 from softprompt.prompt import SoftPromptEmbedding, rms
 from softprompt.prompt_file import load_prompt
+from softprompt.provenance import rows_sha256
 from softprompt.splits import EncodedSplits
-from softprompt.trainer import Trainer, rows_sha256
+from softprompt.trainer import Trainer
 
 LAST_ROUND = 3  # trials; with fewer there is little left to choose
 SHARED = ("model", "data", "eval_data", "eval_fraction", "test_data", "init_text", "max_length", "precision", "seed")

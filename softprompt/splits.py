@@ -7,6 +7,7 @@ from softprompt.config import SweepConfig, TrainConfig
 from softprompt.data import Splits, load_splits
 from softprompt.encoding import EncodedRow, Row, encode_rows, without_copies
 from softprompt.errors import UserError
+from softprompt.options import flag
 from softprompt.report import describe_row, describe_split
 
 
@@ -52,9 +53,20 @@ def encode_splits(splits: Splits, base: Base, config: TrainConfig | SweepConfig)
     eval_rows = _apart("held out", splits.eval_rows, train_rows, base, config.max_length)
     test_rows = splits.test_rows and _apart("test", splits.test_rows, train_rows + eval_rows, base, config.max_length)
     print(describe_row(train_rows[0], base.tokenizer))
+    for name, rows in (("eval_data", eval_rows), ("test_data", test_rows)):
+        if getattr(config, name) is not None and not rows:
+            raise UserError(f"{flag(name)} {getattr(config, name)}: no row is left to score; see the line above")
     encoded = EncodedSplits(train_rows, eval_rows, test_rows)
     require_known_ids(base, (id for row in encoded.all_rows for id in row.input_ids))
     return encoded
+
+
+def require_scored_rows(config: TrainConfig, rows: EncodedSplits) -> None:
+    """Raise `UserError` for an option that would do nothing without held-out or test rows."""
+    for name in ("early_stopping_patience", "eval_steps", "save_last", "eval_generate"):
+        scored = rows.eval_rows or (name == "eval_generate" and rows.test_rows)
+        if getattr(config, name) and not scored:
+            raise UserError(f"{flag(name)}: there are no held-out rows to look at; give --eval-data")
 
 
 def _apart(name: str, rows: list[Row], others: list[EncodedRow], base: Base, max_length: int) -> list[EncodedRow]:

@@ -30,12 +30,14 @@ from softprompt.engine import recomputable_layers
 from softprompt.errors import Interrupted
 from softprompt.evaluation import row_scores, total_score
 from softprompt.files import write_atomic
+from softprompt.initialise import frequent_labels
 from softprompt.model import SoftPromptModel
 from softprompt.optimizer import PromptOptimizer
 from softprompt.options import flag
 from softprompt.passes import pass_losses, tokens_that_fit
 from softprompt.progress import Progress
 from softprompt.prompt_file import prompt_bytes
+from softprompt.provenance import rows_sha256, sketch_of
 from softprompt.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.selection import Losses, Result, Selection
 
@@ -128,6 +130,11 @@ class Trainer:
                 if not self._ended:
                     place = f"saved at step {self.step} of {self.total} in {folder}; go on with --resume"
                     raise Interrupted(self.stop_signal, place)
+                if self.step < self.total:
+                    self.progress.say(
+                        f"stopped at step {self.step} of {self.total}: {self.selection.stale} evaluations in a row"
+                        " without a lower held-out loss (--early-stopping-patience)"
+                    )
                 return self._finish()
         finally:
             self.progress.close()
@@ -280,15 +287,13 @@ class Trainer:
             "test_loss": result.test.finite(),
         }
         from_file = self.config.init_from is not None
+        sketches = {"train": sketch_of(self.train_rows), "held_out": sketch_of(self.eval_rows)}
+        ids = frequent_labels(self.train_rows, len(self.weight)) if self.config.init == "answers" else []
         return self.base.metadata | {
+            "rows_sketch": json.dumps(sketches),
+            "init_ids": "" if from_file or not ids else json.dumps(ids),
             "init": "file" if from_file else self.config.init,
             "init_text": self.config.init_text if self.config.init == "text" and not from_file else "",
             "template": "alpaca",
             "training": json.dumps(training, sort_keys=True),
         }
-
-
-def rows_sha256(*splits: list[EncodedRow]) -> str:
-    """Hash of the encoded rows of all splits."""
-    content = [[[row.input_ids, row.labels] for row in rows] for rows in splits]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -538,5 +538,19 @@ def test_in_a_process_of_its_own(program, argv, wanted, work, model_folder, tmp_
     assert snapshot(tmp_path) == before
 
 
-def test_early_stopping_without_held_out_rows(train_refused):
-    train_refused("--early-stopping-patience", "--eval-data", early_stopping_patience=2)
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--early-stopping-patience", ["--early-stopping-patience", 2]),
+        ("--eval-steps", ["--eval-steps", 2]),
+        ("--save-last", ["--save-last"]),
+        ("--eval-generate", ["--eval-generate", 2]),
+    ],
+)
+def test_options_that_need_held_out_rows(train_refused, flag, words):
+    train_refused(flag, "--eval-data", extra=words)
+
+
+@pytest.mark.parametrize("flag", ["--eval-data", "--test-data"])
+def test_rows_to_score_that_are_all_copies(train_refused, rows_file, flag):
+    train_refused(flag, str(rows_file), "no row is left", extra=[flag, rows_file])

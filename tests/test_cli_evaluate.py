@@ -15,6 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from softprompt import SoftPromptEmbedding, load_prompt, save_prompt
 from softprompt.base import load_base
 from softprompt.data import load_split
+from softprompt.encoding import EncodedRow, encode_rows
+from softprompt.provenance import sketch_of
 
 BUILTIN = "builtin:bloom-small@1"
 TEXT = "Say it politely, please."
@@ -156,6 +158,22 @@ def test_the_text_prompt_is_the_text_written_in_front(report, work, model_folder
         assert text[name] == same[name]
     assert text["loss"] != other["loss"] != bare["loss"] != text["loss"]
     assert all(row["sides"]["text prompt"] == row["sides"]["text.safetensors"] for row in found["rows"])
+
+
+def test_rows_that_the_prompt_has_seen_are_said(report, work, model_folder):
+    base = load_base(str(model_folder), device=torch.device("cpu"), precision="fp32")
+    encoded, _ = encode_rows(load_split("rows.jsonl")[0], base.tokenizer, max_length=256)
+    half = len(encoded) // 2
+    strangers = [EncodedRow([7, 8, place], [7, 8, place]) for place in range(half)]
+    sketches = {"train": sketch_of(encoded[:half] + strangers), "held_out": sketch_of(encoded[half:])}
+    save_for(model_folder, "a.safetensors", rows_sketch=json.dumps(sketches))
+    save_for(model_folder, "b.safetensors", seed=1, rows_sketch="[no json")
+    out, _ = report(prompt_file=["a.safetensors", "b.safetensors"])
+    notes = [line for line in out.splitlines() if "which flatters it" in line]
+    assert notes == [
+        "note: a.safetensors: about 50% of the rows that trained it are among these, which flatters it",
+        "note: a.safetensors: about 100% of the rows that chose it are among these, which flatters it",
+    ]
 
 
 def test_without_an_init_text(report, model_folder):
@@ -318,6 +336,7 @@ def test_nothing_is_replaced_unasked(refused, evaluate, work):
         refused("a.safetensors", "--prompt-file", output_file="./a.safetensors", extra=extra)
         refused("rows.jsonl", "--data", output_file="rows.jsonl", extra=extra)
         refused("--output-file", "report.json/x", output_file="report.json/x", extra=extra)
+    refused("--overwrite", "needs --output-file", extra=("--overwrite",))
     assert evaluate("--overwrite", output_file="report.json", eval_generate=0).status == 0
     assert json.loads((work / "report.json").read_text())["seed"] == 42
 

@@ -406,8 +406,13 @@ def test_a_save_to_disk_folder_trains(train, work, whole, kind, tmp_path):
     folder = str(tmp_path / "saved")
     (table if kind == "table" else DatasetDict({"train": table, "test": other})).save_to_disk(folder)
     passed(train(data=folder))
-    assert (work / "prompt.safetensors").read_bytes() == whole[0]  # the same rows, whatever they came in
-    if kind == "splits":
+    if kind == "table":
+        assert (work / "prompt.safetensors").read_bytes() == whole[0]  # the same rows, whatever they came in
+    else:  # its test split is scored, which changes nothing that is learnt
+        (work / "whole.safetensors").write_bytes(whole[0])
+        trained, wanted = (load_prompt(work / name) for name in ("prompt.safetensors", "whole.safetensors"))
+        assert torch.equal(trained.weight, wanted.weight)
+        assert json.loads(trained.metadata["training"])["test_rows"] == 7
         result = passed(train(data=folder, eval_fraction=None, prompt_file="own.safetensors"))
         assert "held out: 7 rows" in result.out and "; 2 that are also rows of another split left out" in result.out
 

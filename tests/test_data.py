@@ -253,7 +253,7 @@ def test_default_fraction(tmp_path):
         assert (len(splits.train_rows), len(splits.eval_rows)) == (count - expected, expected)
 
 
-def test_test_rows_are_the_own_test_split_beside_a_validation_split_or_what_is_named(tmp_path):
+def test_test_rows_are_what_is_named_or_the_own_test_split_unless_it_chooses(tmp_path):
     (tmp_path / "three").mkdir()
     for name, count in (("train", 10), ("validation", 3), ("test", 2)):
         write(tmp_path / "three", "jsonl", numbered(count), name)
@@ -268,8 +268,9 @@ def test_test_rows_are_the_own_test_split_beside_a_validation_split_or_what_is_n
 
     assert sizes(tmp_path / "three") == (10, 3, 2)
     assert sizes(tmp_path / "three", test_data=str(other)) == (10, 3, 5)
-    assert sizes(tmp_path / "three", eval_data=str(other)) == (10, 5, 0)
-    assert sizes(tmp_path / "three", eval_fraction=0.2) == (8, 2, 0)
+    assert sizes(tmp_path / "three", eval_data=str(other)) == (10, 5, 2)
+    assert sizes(tmp_path / "three", eval_fraction=0.2) == (8, 2, 2)
+    assert sizes(tmp_path / "two", eval_data=str(other)) == (10, 5, 2)
     assert sizes(tmp_path / "two") == (10, 2, 0)  # the only other split chooses, so it cannot report
 
 

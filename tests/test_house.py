@@ -19,6 +19,7 @@ ORDER = [
     "hub",
     "builtin",
     "encoding",
+    "provenance",
     "data",
     "batching",
     "packing",

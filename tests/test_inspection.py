@@ -15,6 +15,7 @@ from softprompt.__main__ import main
 from softprompt.base import load_base
 from softprompt.columns import display_width, fields, fit, wrap
 from softprompt.config import TrainConfig
+from softprompt.encoding import EncodedRow
 from softprompt.facts import nearest_tokens, start_of, token_text, vocabulary_rms, why_no_start
 from softprompt.initialise import initial_prompt
 
@@ -108,6 +109,14 @@ def test_the_start_is_made_again(init, base):
         assert not torch.equal(start_of(metadata, 8, base, 6), initial_prompt(config, base).weight)
 
 
+def test_a_start_from_answers_is_made_again(base):
+    rows = [EncodedRow([1, 2, 3], [-100, 2, 3]), EncodedRow([1, 3], [-100, 3])]
+    start = initial_prompt(TrainConfig(init="answers", virtual_tokens=6), base, rows)
+    metadata = {"init": "answers", "init_ids": "[3, 2]"}
+    assert why_no_start(metadata, 7) == ""
+    assert torch.equal(start_of(metadata, 7, base, 6), start.weight)
+
+
 @pytest.mark.parametrize(
     ("metadata", "seed", "reason"),
     [
@@ -115,7 +124,9 @@ def test_the_start_is_made_again(init, base):
         ({"init": "new"}, 1, "what it started from"),
         ({"init": "text"}, 1, "the text"),
         ({"init": "file"}, 1, "another prompt file"),
-        ({"init": "answers"}, 1, "answers of its training rows"),
+        ({"init": "answers"}, 1, "the tokens of the answers"),
+        ({"init": "answers", "init_ids": "[1, -2]"}, 1, "the tokens of the answers"),
+        ({"init": "answers", "init_ids": "[1"}, 1, "the tokens of the answers"),
         ({"init": "vocab"}, None, "the seed of its vocab start"),
         ({"init": "random"}, "7", "the seed of its random start"),
         ({"init": "random"}, -1, "the seed of its random start"),

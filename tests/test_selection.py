@@ -92,12 +92,13 @@ def test_the_file_is_json_whatever_the_losses(model_folder, rows_file, tmp_path,
     assert set(training["held_out_loss"].values()) == set(training["test_loss"].values()) == {None}
 
 
-def test_early_stopping_ends_the_run_and_keeps_the_best(model_folder, rows_file, tmp_path):
+def test_early_stopping_ends_the_run_says_so_and_keeps_the_best(model_folder, rows_file, tmp_path, capsys):
     options = RISING | {"eval_steps": 1, "num_train_epochs": 400}
     trainer = trainer_for(model_folder, rows_file, tmp_path / "run", early_stopping_patience=3, **options)
     result = trainer.run()
     losses = [loss for _, loss in trainer.selection.curve]
     assert trainer.step == result.step + 3 < trainer.total
+    assert f"stopped at step {trainer.step} of {trainer.total}: 3 evaluations in a row" in capsys.readouterr().out
     assert min(losses) == losses[result.step] and all(loss >= min(losses) for loss in losses[-3:])
 
 
@@ -122,7 +123,9 @@ def test_a_run_that_helped_nothing_says_so_on_its_last_line(model_folder, rows_f
     config = trainer_for(model_folder, rows_file, tmp_path / "run").config
     worse = Result(Losses(1.0, 3.0, 2.0), Losses(), 5)
     assert describe_result(worse, config).splitlines()[-1].startswith("warning: held-out loss is no better than")
-    better = Result(Losses(1.0, 3.0, 0.5), Losses(), 5)
+    elsewhere = Result(Losses(1.0, 3.0, 0.5), Losses(1.0, None, 1.5), 5)
+    assert describe_result(elsewhere, config).splitlines()[-1].startswith("warning: test loss is no better than")
+    better = Result(Losses(1.0, 3.0, 0.5), Losses(1.0, None, 0.5), 5)
     assert "warning" not in describe_result(better, config)
     assert "kept the prompt of step 5 (the lowest held-out loss: 0.5000, perplexity 1.649)" in describe_result(
         better, config
