@@ -1,8 +1,9 @@
 """The quality study: softprompt's defaults against PEFT's methods and full fine-tuning, by held-out loss.
 
-usage: python benchmarks/study.py --stage {bloom,smollm2,scales} [--jobs N] [--threads T] [--minutes M] [--list]
+usage: python benchmarks/study.py [--stage {bloom,smollm2,scales,steps}] [--jobs N] [--threads T] [--minutes M] [--list]
        python benchmarks/study.py --report
 
+Without --stage all stages run, and the report is written.
 Every finished run is a line of --results and is not run again, so a stopped study goes on with the same command.
 """
 
@@ -33,33 +34,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     quiet_libraries()
     results = Results(options.results)
-    if options.report:
+    if not options.report:
+        for stage in [options.stage] if options.stage else STAGES:
+            do_stage(stage, results, options)
+    if options.report or not (options.stage or options.list):
         print(*write_report(results, options.document), sep="\n")
-        return
-    tasks = options.tasks or tasks_of(options.stage)
+
+
+def do_stage(stage: str, results: Results, options: argparse.Namespace) -> None:
+    """The searches of a stage and then what they lead to, or a list of both as far as it is known."""
+    tasks = options.tasks or tasks_of(stage)
+    plans = (
+        lambda: search_runs(stage, options.methods, tasks),
+        lambda: final_runs(stage, options.methods, tasks, results),
+    )
     begin = time.monotonic()
     if options.list:
-        runs = search_runs(options.stage, options.methods, tasks)
-        runs += final_runs(options.stage, options.methods, tasks, results)
-        show(results.pending(runs, options.retry), results)
+        print(f"stage {stage}")
+        show(results.pending([run for plan in plans for run in plan()], options.retry), results)
         return
-    for plan in (
-        lambda: search_runs(options.stage, options.methods, tasks),
-        lambda: final_runs(options.stage, options.methods, tasks, results),
-    ):
+    for plan in plans:
         runs = results.pending(plan(), options.retry)
+        if any(run.model == "smollm2" for run in runs) and not options.smollm2.is_dir():
+            print(f"--smollm2 {options.smollm2}: not there, so its runs are left out; make it with study_smollm2.py")
+            runs = [run for run in runs if run.model != "smollm2"]
         work(runs, results, options, begin + 60 * options.minutes)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stage", choices=STAGES, default="bloom")
+    parser.add_argument("--stage", choices=STAGES, help="default: all, one after another, and the report")
     parser.add_argument("--methods", nargs="+", choices=ALL_METHODS, default=ALL_METHODS)
     known = [task for table in (REPORTED, TUNING, LIMITS) for names in table.values() for task in names]
     parser.add_argument("--tasks", nargs="+", choices=known, help="default: the tasks that are reported")
     parser.add_argument("--jobs", type=int, default=1, help="processes that run side by side")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads of each")
-    parser.add_argument("--minutes", type=float, default=90, help="start no run after so many (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=90, help="start no run of a stage after so many (default: %(default)s)"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "quality.jsonl")
     parser.add_argument("--retry", action="store_true", help="do failed runs again")
     parser.add_argument("--list", action="store_true", help="only print what is to do")

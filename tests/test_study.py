@@ -306,6 +306,7 @@ def test_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(study, "execute", execute)
     words = ["--results", str(tmp_path / "quality.jsonl"), "--tasks", "topic", "--methods", "full", "none"]
+    words += ["--stage", "bloom"]
     study.main([*words, "--minutes", "0"])
     assert not done and "5 runs are left" in capsys.readouterr().out
     study.main(words)
@@ -313,3 +314,30 @@ def test_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     study.main(words)
     study.main([*words, "--list"])
     assert len(done) == 9 and "0 runs" in capsys.readouterr().out
+
+
+def test_without_a_stage_all_run_and_the_report_is_written(tmp_path, monkeypatch, capsys):
+    done, document = [], tmp_path / "quality.md"
+
+    def execute(run, folders, threads):
+        done.append(run)
+        return finished(run)
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(study, "execute", execute)
+    monkeypatch.setattr(study, "write_report", lambda results, path: [path])
+    words = [
+        "--results",
+        str(tmp_path / "quality.jsonl"),
+        "--document",
+        str(document),
+        "--methods",
+        "none",
+        "softprompt",
+    ]
+    study.main([*words, "--smollm2", str(tmp_path / "none")])
+    assert {run.stage for run in done} == {"bloom", "scales", "steps"} and {run.model for run in done} == {"bloom"}
+    out = capsys.readouterr().out
+    assert f"--smollm2 {tmp_path / 'none'}: not there" in out and out.splitlines()[-1] == str(document)
+    study.main([*words, "--smollm2", str(tmp_path)])
+    assert {run.stage for run in done} == set(study_plan.STAGES) and len(done) == len(set(done))

@@ -63,6 +63,9 @@ def test_figures_by_hand(topic_results):
     measured = [found for _, _, _, found in study_summary.targets(topic_results, {"bloom": ("topic",)})]
     assert measured[:3] == [["bloom topic -10.0%"], ["bloom topic 50%"], ["bloom topic 80.0%"]]
     assert measured[5:] == [["bloom topic 11.1%"], ["0"]]
+    run = Run("bloom", "bloom", "topic", "softprompt", None, 4, 240)
+    topic_results.add(dataclasses.asdict(run) | {"failed": "Diverged: step 3", "seconds": 1.0})
+    assert study_summary.targets(topic_results, {"bloom": ("topic",)})[-1][-1] == ["1"]
 
 
 def test_default_rate_against_the_best_of_each_base(tmp_path):
