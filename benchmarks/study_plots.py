@@ -63,6 +63,8 @@ def plot_steps(longer: dict[str, dict[int, dict[str, Side]]], path: Path) -> Non
             for steps, side in sides.items():
                 axes.scatter([steps] * len(side.losses), side.losses, color=colour, s=12)
         axes.set(title=where, xlabel="steps of 8 rows", xscale="log", yscale="log")
+        axes.set_xticks(list(rows), [str(steps) for steps in rows])
+        axes.set_xticks([], minor=True)
     figure.axes[0].set_ylabel("report loss per supervised token")
     figure.axes[0].legend(fontsize=7)
     figure.savefig(path, dpi=120)
