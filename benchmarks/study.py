@@ -1,9 +1,9 @@
 """The quality study: softprompt's defaults against PEFT's methods and full fine-tuning, by held-out loss.
 
-usage: python benchmarks/study.py [--stage {bloom,smollm2,scales,steps}] [--jobs N] [--threads T] [--minutes M] [--list]
+usage: python benchmarks/study.py [--stage STAGE] [--jobs N] [--threads T] [--minutes M] [--list]
        python benchmarks/study.py --report
 
-Without --stage all stages run, and the report is written.
+Stages: bloom, smollm2, scales, steps, tokens; without --stage all run, and the report is written.
 Every finished run is a line of --results and is not run again, so a stopped study goes on with the same command.
 """
 

@@ -7,7 +7,7 @@ from study_results import Results
 from study_runs import Run
 from study_tasks import REPORTED
 
-STAGES = ("bloom", "smollm2", "scales", "steps")
+STAGES = ("bloom", "smollm2", "scales", "steps", "tokens")
 PROMPT_TUNING = ("prompt-text", "prompt-vocab")
 ALL_METHODS = (*METHODS, "none", "softprompt")
 STEPS = {"bloom": 240, "smollm2": 90}
@@ -29,6 +29,7 @@ BLOOM_RATES = {"full": (*RATES["full"], 3e-3)}  # on the embedded BLOOM it was b
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 SCALES = (0.1, 1.0, 10.0)
 MORE_STEPS = {"bloom": (480, 960), "smollm2": (150,)}  # for what more of them give, on one task
+LENGTHS = (4, 40, 100)  # of the prompt, for what more virtual tokens give
 STEPS_TASK = {"bloom": "topic", "smollm2": "category"}
 SCALES_TASK = {"bloom": "unseen", "smollm2": "category"}
 
@@ -57,6 +58,8 @@ def final_runs(stage: str, methods: Sequence[str], tasks: Sequence[str], results
     """All steps and several seeds, for the winner of every search that is done; softprompt comes last."""
     if stage == "scales":
         return scale_runs() if "softprompt" in methods else []
+    if stage == "tokens":
+        return token_runs() if "softprompt" in methods else []
     if stage == "steps":
         return [run for run in step_runs(results) if run.method in methods]
     steps, runs = STEPS[stage], []
@@ -95,6 +98,16 @@ def step_runs(results: Results) -> list[Run]:
         for steps in MORE_STEPS[model]:
             runs += [Run("steps", model, task, name, at, seed, steps) for name, at, seeds in sides for seed in seeds]
     return runs
+
+
+def token_runs() -> list[Run]:
+    """softprompt's default with shorter and longer prompts on the embedded BLOOM."""
+    task, steps = STEPS_TASK["bloom"], STEPS["bloom"]
+    return [
+        Run("tokens", "bloom", task, "softprompt", None, seed, steps, virtual_tokens=length)
+        for length in LENGTHS
+        for seed in OUR_SEEDS
+    ]
 
 
 def best_start(model: str, task: str, results: Results) -> tuple[str, float] | tuple[None, None]:

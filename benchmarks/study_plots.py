@@ -9,6 +9,7 @@ from study_summary import (
     Side,
     best_prompt_tuning,
     by_steps,
+    by_tokens,
     deviation,
     sides_by_task,
     sides_of,
@@ -45,6 +46,10 @@ def draw_plots(results: Results, paces: dict[str, Pace], document: Path) -> dict
     if longer:
         paths["steps"] = document.with_name(f"{document.stem}-steps.png")
         plot_steps(longer, paths["steps"])
+    lengths = by_tokens(results)
+    if lengths:
+        paths["tokens"] = document.with_name(f"{document.stem}-tokens.png")
+        plot_tokens(lengths, paths["tokens"])
     return paths
 
 
@@ -67,6 +72,21 @@ def plot_steps(longer: dict[str, dict[int, dict[str, Side]]], path: Path) -> Non
         axes.set_xticks([], minor=True)
     figure.axes[0].set_ylabel("report loss per supervised token")
     figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def plot_tokens(lengths: dict[int, Side], path: Path) -> None:
+    """Report loss of every seed over the prompt's length, and a line through the means."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(lengths), [side.loss for side in lengths.values()], color="tab:blue")
+    for length, side in lengths.items():
+        axes.scatter([length] * len(side.losses), side.losses, color="tab:blue", s=12)
+    axes.set(xlabel="virtual tokens", ylabel="report loss per supervised token", xscale="log", yscale="log")
+    axes.set_xticks(list(lengths), [str(length) for length in lengths])
+    axes.set_xticks([], minor=True)
     figure.savefig(path, dpi=120)
 
 

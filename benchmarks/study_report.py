@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from study_plan import SEARCH_SHARE, STEPS, best_rate, searched
+from study_plan import SEARCH_SHARE, STEPS, STEPS_TASK, best_rate, searched
 from study_plots import draw_plots
 from study_results import Results
 from study_summary import (
@@ -12,6 +12,7 @@ from study_summary import (
     Side,
     best_prompt_tuning,
     by_steps,
+    by_tokens,
     deviation,
     half_interval,
     paces_of,
@@ -59,6 +60,11 @@ def sections(results: Results, paces: dict[str, Pace], plots: dict[str, Path]) -
     longer = by_steps(results)
     if longer:
         parts += ["### More steps", f"![loss by steps]({plots['steps'].name})", table_of_steps(longer)]
+    lengths = by_tokens(results)
+    if lengths:
+        where = f"{STEPS_TASK['bloom']} on {NAMES['bloom']}"
+        parts += [f"### More virtual tokens: {where}", f"![loss by virtual tokens]({plots['tokens'].name})"]
+        parts.append(table_of_tokens(lengths))
     failed = [record for record in results if "failed" in record]
     if failed:
         parts += ["### Runs that failed", "\n".join(sorted({f"- {_what(run)}: {run['failed']}" for run in failed}))]
@@ -198,6 +204,15 @@ def table_of_steps(longer: dict[str, dict[int, dict[str, Side]]]) -> str:
             rows.append([where, f"{steps}", *cells, _loss_cell(peer) if peer else "-", ratio])
     head = ["task", "steps of 8 rows", "softprompt", "max - min over mean", "PEFT prompt tuning", "ratio"]
     return table(head, rows)
+
+
+def table_of_tokens(lengths: dict[int, Side]) -> str:
+    """Report loss by virtual tokens, and how far the seeds lie apart."""
+    rows = [
+        [f"{length}", f"{side.runs[0]['trainable']:,}", _loss_cell(side), f"{spread(side):.1%}"]
+        for length, side in lengths.items()
+    ]
+    return table(["virtual tokens", "trained", "softprompt", "max - min over mean"], rows)
 
 
 def _loss_cell(side: Side) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from study_runs import Run
 
-FIELDS = [field.name for field in dataclasses.fields(Run)]
+# a field that came later has its default where a record is older
+FIELDS = {field.name: field.default for field in dataclasses.fields(Run)}
 
 
 class Results:
@@ -26,8 +27,10 @@ class Results:
     def _keep(self, line: str) -> None:
         try:
             record = json.loads(line)
-            self.records[tuple(record[name] for name in FIELDS)] = record
-        except (ValueError, KeyError, TypeError):
+            key = tuple(record.get(name, default) for name, default in FIELDS.items())
+            if dataclasses.MISSING not in key:
+                self.records[key] = record
+        except (ValueError, AttributeError, TypeError):
             pass
 
     def __contains__(self, run: Run) -> bool:

@@ -44,6 +44,7 @@ class Run:
     steps: int
     alpha: float | None = None
     scale: float = 1.0  # of the base's input embeddings
+    virtual_tokens: int = VIRTUAL_TOKENS
 
     @property
     def key(self) -> tuple:
@@ -53,7 +54,8 @@ class Run:
     def __str__(self) -> str:
         rate = f"{self.rate:g}" if self.rate else f"alpha {self.alpha:g}" if self.alpha else "default"
         scale = f" x{self.scale:g}" if self.scale != 1 else ""
-        what = f"{self.stage} {self.model}{scale} {self.task} {self.method}"
+        length = f" P={self.virtual_tokens}" if self.virtual_tokens != VIRTUAL_TOKENS else ""
+        what = f"{self.stage} {self.model}{scale} {self.task} {self.method}{length}"
         return f"{what} at {rate}, seed {self.seed}, {self.steps} steps"
 
 
@@ -100,7 +102,7 @@ def _outcome(run: Run, folders: dict[str, str]) -> dict:
     elif run.method == "softprompt":
         model, outcome, rate = train_ours(run, base, splits)
     else:
-        model, rate = peer_model(run.method, base, folder), run.rate
+        model, rate = peer_model(run.method, base, folder, run.virtual_tokens), run.rate
         outcome = train_peer(
             model,
             splits.train,
@@ -145,7 +147,7 @@ def train_ours(run: Run, base: Base, splits: Splits) -> tuple[SoftPromptModel, O
         config = TrainConfig(
             model=base.name,
             prompt_file=str(Path(folder) / "prompt.safetensors"),
-            virtual_tokens=VIRTUAL_TOKENS,
+            virtual_tokens=run.virtual_tokens,
             max_steps=run.steps,
             eval_steps=run.steps // evaluations(run.steps),
             learning_rate=run.rate,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median, stdev
 
+from study_peers import VIRTUAL_TOKENS
 from study_plan import ALPHAS, PROMPT_TUNING, STEPS, STEPS_TASK, TUTORIAL_RATE, best_rate, best_start
 from study_results import Results
 
@@ -200,6 +201,16 @@ def by_steps(results: Results) -> dict[str, dict[int, dict[str, Side]]]:
             rows[steps] = {name: Side(name, runs) for name, runs in (("softprompt", ours), ("peer", peers)) if runs}
         found[f"{model} {task}"] = rows
     return found
+
+
+def by_tokens(results: Results) -> dict[int, Side]:
+    """softprompt's default on one task of the embedded BLOOM by its virtual tokens; empty without runs of the stage."""
+    runs = [run for run in results if run["stage"] == "tokens" and "failed" not in run]
+    lengths = {run["virtual_tokens"] for run in runs}
+    found = {length: Side("softprompt", [run for run in runs if run["virtual_tokens"] == length]) for length in lengths}
+    usual = sides_of(results, "bloom", STEPS_TASK["bloom"]).get("softprompt")
+    found |= {VIRTUAL_TOKENS: usual} if usual and found else {}
+    return dict(sorted(found.items()))
 
 
 def scale_table(records: Iterable[dict]) -> dict[tuple[str, float], dict[float, float]]:

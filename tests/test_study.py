@@ -276,6 +276,20 @@ def test_more_steps_are_compared_with_the_better_start(tmp_path):
     assert {run.method for run in study_plan.final_runs("steps", ["prompt-vocab"], [], results)} == {"prompt-vocab"}
 
 
+def test_records_of_before_a_field_have_its_default(tmp_path):
+    (run, *_) = study_plan.search_runs("bloom", ["lora"], ["topic"])
+    record = finished(run)
+    del record["virtual_tokens"]
+    results = Results(tmp_path / "quality.jsonl")
+    results.add(record)
+    longer = dataclasses.replace(run, virtual_tokens=40)
+    for known in (results, Results(results.path)):
+        assert run in known and longer not in known
+    del record["stage"]
+    results.path.write_text(json.dumps(record) + "\n[]\n", "utf-8")
+    assert not list(Results(results.path))
+
+
 class Inline:
     """A pool that works at once, in this process."""
 
@@ -336,7 +350,9 @@ def test_without_a_stage_all_run_and_the_report_is_written(tmp_path, monkeypatch
         "softprompt",
     ]
     study.main([*words, "--smollm2", str(tmp_path / "none")])
-    assert {run.stage for run in done} == {"bloom", "scales", "steps"} and {run.model for run in done} == {"bloom"}
+    assert {run.stage for run in done} == {"bloom", "scales", "steps", "tokens"} and {run.model for run in done} == {
+        "bloom"
+    }
     out = capsys.readouterr().out
     assert f"--smollm2 {tmp_path / 'none'}: not there" in out and out.splitlines()[-1] == str(document)
     study.main([*words, "--smollm2", str(tmp_path)])

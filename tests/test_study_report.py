@@ -123,6 +123,17 @@ def test_more_steps_stand_beside_the_usual_number(topic_results, tmp_path):
     assert "| bloom topic | 960 | 0.9000 ± 0.0000 (n=5) | 0.0% | 1.2000 ± 0.0000 (n=3) | 0.750 |" in text
 
 
+def test_other_lengths_stand_beside_the_usual_one(topic_results, tmp_path):
+    assert study_summary.by_tokens(topic_results) == {}
+    for run in study_plan.token_runs():
+        topic_results.add(searched(run, 5 / run.virtual_tokens + 0.1 * run.seed) | {"trainable": 192})
+    document = tmp_path / "quality.md"
+    assert study_report.write_report(topic_results, document)[-1] == tmp_path / "quality-tokens.png"
+    text = document.read_text("utf-8")
+    assert "| 4 | 192 | 1.5500 ± 0.1963 (n=5) | 25.8% |" in text  # 1.35 to 1.75; 2.776 * 0.1581 / sqrt(5)
+    assert "| 12 | 2,304 | 1.8000 ± 0.2484 (n=3) | 11.1% |" in text
+
+
 def test_seconds_of_both_sides_are_taken_and_others_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study_seconds, "REPORTED", {"bloom": ("unseen",), "smollm2": ()})
     result = tmp_path / "seconds.json"
