@@ -28,7 +28,7 @@ MARKERS = {
 
 
 def draw_plots(results: Results, paces: dict[str, Pace], document: Path) -> dict[str, Path]:
-    """One picture for each model that has curves, with a panel for each task, and those of seconds, seeds and steps."""
+    """A picture for each model that has curves, a panel for each task; then seconds, seeds, steps, virtual tokens."""
     paths = {}
     for model, tasks in REPORTED.items():
         panels = {task: sides_of(results, model, task) for task in tasks}

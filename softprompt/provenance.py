@@ -20,7 +20,12 @@ def sketch_of(rows: Iterable[EncodedRow]) -> list[str]:
 
     Source: bottom-k sketches (Broder, 1997).
     """
-    return sorted({_hash(row) for row in rows})[:SKETCH_SIZE]
+    return sorted(hashes_of(rows))[:SKETCH_SIZE]
+
+
+def hashes_of(rows: Iterable[EncodedRow]) -> set[str]:
+    """A hash of 48 bits for every different row, of its `input_ids`."""
+    return {hashlib.blake2b(json.dumps(row.input_ids).encode(), digest_size=6).hexdigest() for row in rows}
 
 
 def read_sketches(metadata: Mapping[str, str]) -> dict[str, list[str]]:
@@ -34,11 +39,6 @@ def read_sketches(metadata: Mapping[str, str]) -> dict[str, list[str]]:
     return {name: sketch for name, sketch in found.items() if isinstance(sketch, list)}
 
 
-def share_among(sketch: Sequence[str], rows: Iterable[EncodedRow]) -> float:
-    """Which share of the rows behind a sketch is among `rows`, to within some per cent where they were more than 64."""
-    known = {_hash(row) for row in rows}
-    return len(known.intersection(map(str, sketch))) / len(sketch) if sketch else 0.0
-
-
-def _hash(row: EncodedRow) -> str:
-    return hashlib.blake2b(json.dumps(row.input_ids).encode(), digest_size=6).hexdigest()
+def share_among(sketch: Sequence[str], hashes: set[str]) -> float:
+    """Which share of the rows behind a sketch is among those of `hashes`; an estimate where they were more than 64."""
+    return len(hashes.intersection(map(str, sketch))) / len(sketch) if sketch else 0.0

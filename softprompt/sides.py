@@ -18,7 +18,7 @@ from softprompt.evaluation import Score, row_scores
 from softprompt.model import SoftPromptModel
 from softprompt.prompt import SoftPromptEmbedding
 from softprompt.prompt_file import PromptFile, load_prompt
-from softprompt.provenance import read_sketches, share_among
+from softprompt.provenance import hashes_of, read_sketches, share_among
 
 NO_PROMPT, TEXT_PROMPT = "no prompt", "text prompt"
 ROWS_BETWEEN_MOVES = 128  # of the bar
@@ -119,11 +119,11 @@ def make_sides(files: dict[str, PromptFile], base: Base, *, allow_other: bool) -
 
 def notes_on_seen_rows(files: dict[str, PromptFile], rows: Sequence[EncodedRow]) -> list[str]:
     """What to say of prompts that were trained or chosen by some of `rows`, as far as their files tell."""
-    notes = []
+    notes, hashes = [], hashes_of(rows)
     for name, file in files.items():
         sketches = read_sketches(file.metadata)
         for split, what in (("train", "trained"), ("held_out", "chose")):
-            share = share_among(sketches.get(split, []), rows)
+            share = share_among(sketches.get(split, []), hashes)
             if share > 0:
                 notes.append(
                     f"note: {name}: about {share:.0%} of the rows that {what} it are among these, which flatters it"

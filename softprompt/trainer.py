@@ -288,10 +288,10 @@ class Trainer:
         }
         from_file = self.config.init_from is not None
         sketches = {"train": sketch_of(self.train_rows), "held_out": sketch_of(self.eval_rows)}
-        ids = frequent_labels(self.train_rows, len(self.weight)) if self.config.init == "answers" else []
+        of_answers = self.config.init == "answers" and not from_file
         return self.base.metadata | {
             "rows_sketch": json.dumps(sketches),
-            "init_ids": "" if from_file or not ids else json.dumps(ids),
+            "init_ids": json.dumps(frequent_labels(self.train_rows, len(self.weight))) if of_answers else "",
             "init": "file" if from_file else self.config.init,
             "init_text": self.config.init_text if self.config.init == "text" and not from_file else "",
             "template": "alpaca",
