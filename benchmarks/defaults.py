@@ -30,6 +30,7 @@ from softprompt.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8
 EVALUATIONS = 10
+ROUNDING = 1e-6
 
 
 def main() -> None:
@@ -73,6 +74,11 @@ def train(base: Base, task_name: str, variant: Variant, length: int, steps: int,
     config = TrainConfig(init=variant.init, virtual_tokens=length, seed=seed)
     model = SoftPromptModel(base.model, initial_prompt(config, base, rows))
     weight, curve = model.soft_prompt.weight, []
+    if variant.roundings:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            weight *= 1 + ROUNDING * torch.randn(weight.shape, generator=generator)
+        seed = 0
     update = (Reparameterised if variant.mlp or variant.rank else UPDATES[variant.update])(weight, variant)
     factor = rate_factor(variant.schedule, steps, variant.warmup)
     mean = weight.detach().clone()

@@ -1,6 +1,6 @@
 """The quality study: softprompt's defaults against PEFT's methods and full fine-tuning, by held-out loss.
 
-usage: python benchmarks/study.py [--stage STAGE] [--jobs N] [--threads T] [--minutes M] [--list]
+usage: python benchmarks/study.py [--stage STAGE] [--jobs N] [--threads T] [--minutes M] [--full] [--list]
        python benchmarks/study.py --report
 
 Stages: bloom, smollm2, scales, steps, tokens; without --stage all run, and the report is written.
@@ -8,6 +8,7 @@ Every finished run is a line of --results and is not run again, so a stopped stu
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import threading
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def do_stage(stage: str, results: Results, options: argparse.Namespace) -> None:
     """The searches of a stage and then what they lead to, or a list of both as far as it is known."""
-    tasks = options.tasks or tasks_of(stage)
+    tasks = options.tasks or (*tasks_of(stage), *(LIMITS.get(stage, ()) if options.full else ()))
     plans = (
         lambda: search_runs(stage, options.methods, tasks),
         lambda: final_runs(stage, options.methods, tasks, results),
@@ -58,7 +59,7 @@ def do_stage(stage: str, results: Results, options: argparse.Namespace) -> None:
         if any(run.model == "smollm2" for run in runs) and not options.smollm2.is_dir():
             print(f"--smollm2 {options.smollm2}: not there, so its runs are left out; make it with study_smollm2.py")
             runs = [run for run in runs if run.model != "smollm2"]
-        work(runs, results, options, begin + 60 * options.minutes)
+        work(runs, results, options, math.inf if options.full else begin + 60 * options.minutes)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,6 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=90, help="start no run of a stage after so many (default: %(default)s)"
     )
+    parser.add_argument("--full", action="store_true", help="no such limit, and also the tasks that no target is about")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "quality.jsonl")
     parser.add_argument("--retry", action="store_true", help="do failed runs again")
     parser.add_argument("--list", action="store_true", help="only print what is to do")

@@ -25,19 +25,22 @@ RATES = {
     "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     "full": (3e-5, 1e-4, 3e-4, 1e-3),
 }
-BLOOM_RATES = {"full": (*RATES["full"], 3e-3)}  # on the embedded BLOOM it was best at the end of the grid
+FURTHER_RATES = {  # where a method was best at the end of its grid
+    "bloom": {"full": (3e-3,)},
+    "smollm2": {},
+}
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 SCALES = (0.1, 1.0, 10.0)
-MORE_STEPS = {"bloom": (480, 960), "smollm2": (150,)}  # for what more of them give, on one task
-LENGTHS = (4, 40, 100)  # of the prompt, for what more virtual tokens give
-STEPS_TASK = {"bloom": "topic", "smollm2": "category"}
+SCALES_STEPS = {"bloom": 240, "smollm2": 90}
+LIMIT_TASK = "topic"  # of the embedded BLOOM, for what more steps and more virtual tokens give
+MORE_STEPS = (480, 960)
+LENGTHS = (4, 40, 100)
 SCALES_TASK = {"bloom": "unseen", "smollm2": "category"}
 
 
 def rates_of(model: str, method: str) -> tuple[float, ...]:
     """The grid of a peer."""
-    further = BLOOM_RATES if model == "bloom" else {}
-    return further.get(method, RATES.get(method, ()))
+    return (*RATES.get(method, ()), *FURTHER_RATES[model].get(method, ()))
 
 
 def search_runs(stage: str, methods: Sequence[str], tasks: Sequence[str]) -> list[Run]:
@@ -69,9 +72,9 @@ def final_runs(stage: str, methods: Sequence[str], tasks: Sequence[str], results
         for task in tasks if method in methods else ():
             whole = len(searched(stage, task, method, results)) == len(rates_of(stage, method))
             winner = best_rate(stage, task, method, results) if whole else None
-            rates = [winner] if winner else []
-            rates += [TUTORIAL_RATE] if method == "prompt-text" else []
-            runs += [Run(stage, stage, task, method, rate, seed, steps) for rate in rates for seed in SEEDS]
+            runs += [Run(stage, stage, task, method, winner, seed, steps) for seed in SEEDS if winner]
+    if "prompt-text" in methods:
+        runs += [Run(stage, stage, task, "prompt-text", TUTORIAL_RATE, seed, steps) for task in tasks for seed in SEEDS]
     if "softprompt" in methods:
         runs += [Run(stage, stage, task, "softprompt", None, seed, steps) for task in tasks for seed in OUR_SEEDS]
     return runs
@@ -81,7 +84,9 @@ def scale_runs() -> list[Run]:
     """softprompt at several rates relative to the prompt's RMS, on bases whose embeddings differ in scale."""
     bases = [("bloom", scale, SEEDS) for scale in SCALES] + [("smollm2", 1.0, SEEDS[:1])]
     return [
-        Run("scales", model, SCALES_TASK[model], "softprompt", None, seed, STEPS[model], alpha=alpha, scale=scale)
+        Run(
+            "scales", model, SCALES_TASK[model], "softprompt", None, seed, SCALES_STEPS[model], alpha=alpha, scale=scale
+        )
         for model, scale, seeds in bases
         for alpha in ALPHAS
         for seed in seeds
@@ -90,21 +95,21 @@ def scale_runs() -> list[Run]:
 
 def step_runs(results: Results) -> list[Run]:
     """softprompt's default and PEFT's prompt tuning, with the rate and the init that its search was best with."""
-    runs = []
-    for model, task in STEPS_TASK.items():
-        sides: list[tuple[str, float | None, tuple[int, ...]]] = [("softprompt", None, OUR_SEEDS)]
-        method, rate = best_start(model, task, results)
-        sides += [(method, rate, SEEDS)] if method else []
-        for steps in MORE_STEPS[model]:
-            runs += [Run("steps", model, task, name, at, seed, steps) for name, at, seeds in sides for seed in seeds]
-    return runs
+    sides: list[tuple[str, float | None, tuple[int, ...]]] = [("softprompt", None, OUR_SEEDS)]
+    method, rate = best_start("bloom", LIMIT_TASK, results)
+    sides += [(method, rate, SEEDS)] if method else []
+    return [
+        Run("steps", "bloom", LIMIT_TASK, name, at, seed, steps)
+        for steps in MORE_STEPS
+        for name, at, seeds in sides
+        for seed in seeds
+    ]
 
 
 def token_runs() -> list[Run]:
     """softprompt's default with shorter and longer prompts on the embedded BLOOM."""
-    task, steps = STEPS_TASK["bloom"], STEPS["bloom"]
     return [
-        Run("tokens", "bloom", task, "softprompt", None, seed, steps, virtual_tokens=length)
+        Run("tokens", "bloom", LIMIT_TASK, "softprompt", None, seed, STEPS["bloom"], virtual_tokens=length)
         for length in LENGTHS
         for seed in OUR_SEEDS
     ]

@@ -53,25 +53,24 @@ def draw_plots(results: Results, paces: dict[str, Pace], document: Path) -> dict
     return paths
 
 
-def plot_steps(longer: dict[str, dict[int, dict[str, Side]]], path: Path) -> None:
+def plot_steps(longer: dict[int, dict[str, Side]], path: Path) -> None:
     """Report loss of every seed over the number of steps, and lines through the means."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(longer), 3.4), layout="constrained")
-    for axes, (where, rows) in zip(figure.subplots(1, len(longer), squeeze=False)[0], longer.items(), strict=True):
-        for name, label, colour in (
-            ("softprompt", "softprompt, default", "tab:blue"),
-            ("peer", "PEFT prompt tuning, best rate", "tab:orange"),
-        ):
-            sides = {steps: row[name] for steps, row in rows.items() if name in row}
-            axes.plot(list(sides), [side.loss for side in sides.values()], color=colour, label=label)
-            for steps, side in sides.items():
-                axes.scatter([steps] * len(side.losses), side.losses, color=colour, s=12)
-        axes.set(title=where, xlabel="steps of 8 rows", xscale="log", yscale="log")
-        axes.set_xticks(list(rows), [str(steps) for steps in rows])
-        axes.set_xticks([], minor=True)
-    figure.axes[0].set_ylabel("report loss per supervised token")
-    figure.axes[0].legend(fontsize=7)
+    figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name, label, colour in (
+        ("softprompt", "softprompt, default", "tab:blue"),
+        ("peer", "PEFT prompt tuning, best rate", "tab:orange"),
+    ):
+        sides = {steps: row[name] for steps, row in longer.items() if name in row}
+        axes.plot(list(sides), [side.loss for side in sides.values()], color=colour, label=label)
+        for steps, side in sides.items():
+            axes.scatter([steps] * len(side.losses), side.losses, color=colour, s=12)
+    axes.set(xlabel="steps of 8 rows", ylabel="report loss per supervised token", xscale="log", yscale="log")
+    axes.set_xticks(list(longer), [str(steps) for steps in longer])
+    axes.set_xticks([], minor=True)
+    axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)
 
 
@@ -108,7 +107,7 @@ def plot_seconds(paces: dict[str, Pace], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plot_seeds(every: dict[str, dict[str, Side]], longer: dict[str, dict[int, dict[str, Side]]], path: Path) -> None:
+def plot_seeds(every: dict[str, dict[str, Side]], longer: dict[int, dict[str, Side]], path: Path) -> None:
     """Deviation over seeds against the loss: for every side and task a point, and softprompt's with more steps."""
     from matplotlib.figure import Figure
 
@@ -117,7 +116,7 @@ def plot_seeds(every: dict[str, dict[str, Side]], longer: dict[str, dict[int, di
     for name, (marker, colour) in MARKERS.items():
         sides = [found[name] for found in every.values() if name in found and deviation(found[name])]
         if name == "softprompt":
-            sides += [row[name] for rows in longer.values() for row in list(rows.values())[1:] if name in row]
+            sides += [row[name] for row in list(longer.values())[1:] if name in row]
         points = [side.loss for side in sides], [100 * deviation(side) for side in sides]
         axes.scatter(*points, marker=marker, color=colour, s=28, label=TITLES[name].replace("*", ""))
     axes.set(xlabel="report loss per supervised token", ylabel="standard deviation over seeds, % of it")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from study_plan import SEARCH_SHARE, STEPS, STEPS_TASK, best_rate, searched
+from study_plan import LIMIT_TASK, SEARCH_SHARE, STEPS, best_rate, searched
 from study_plots import draw_plots
 from study_results import Results
 from study_summary import (
@@ -57,12 +57,11 @@ def sections(results: Results, paces: dict[str, Pace], plots: dict[str, Path]) -
     every = sides_by_task(results, REPORTED)
     if every:
         parts += ["### Seeds", f"![deviation over seeds by loss]({plots['seeds'].name})", table_of_seeds(every)]
-    longer = by_steps(results)
+    where, longer = f"{LIMIT_TASK} on {NAMES['bloom']}", by_steps(results)
     if longer:
-        parts += ["### More steps", f"![loss by steps]({plots['steps'].name})", table_of_steps(longer)]
+        parts += [f"### More steps: {where}", f"![loss by steps]({plots['steps'].name})", table_of_steps(longer)]
     lengths = by_tokens(results)
     if lengths:
-        where = f"{STEPS_TASK['bloom']} on {NAMES['bloom']}"
         parts += [f"### More virtual tokens: {where}", f"![loss by virtual tokens]({plots['tokens'].name})"]
         parts.append(table_of_tokens(lengths))
     failed = [record for record in results if "failed" in record]
@@ -193,17 +192,15 @@ def _deviation_cell(side: Side) -> str:
     return "-" if found is None else f"{found:.1%} of {side.loss:.4f} (n={len(side.runs)})"
 
 
-def table_of_steps(longer: dict[str, dict[int, dict[str, Side]]]) -> str:
+def table_of_steps(longer: dict[int, dict[str, Side]]) -> str:
     """Report loss by steps: softprompt's default, how far its seeds lie apart, and PEFT's prompt tuning."""
     rows = []
-    for where, by_number in longer.items():
-        for steps, sides in by_number.items():
-            ours, peer = sides.get("softprompt"), sides.get("peer")
-            cells = ["-", "-"] if ours is None else [_loss_cell(ours), f"{spread(ours):.1%}"]
-            ratio = f"{ours.loss / peer.loss:.3f}" if ours and peer else "-"
-            rows.append([where, f"{steps}", *cells, _loss_cell(peer) if peer else "-", ratio])
-    head = ["task", "steps of 8 rows", "softprompt", "max - min over mean", "PEFT prompt tuning", "ratio"]
-    return table(head, rows)
+    for steps, sides in longer.items():
+        ours, peer = sides.get("softprompt"), sides.get("peer")
+        cells = ["-", "-"] if ours is None else [_loss_cell(ours), f"{spread(ours):.1%}"]
+        ratio = f"{ours.loss / peer.loss:.3f}" if ours and peer else "-"
+        rows.append([f"{steps}", *cells, _loss_cell(peer) if peer else "-", ratio])
+    return table(["steps of 8 rows", "softprompt", "max - min over mean", "PEFT prompt tuning", "ratio"], rows)
 
 
 def table_of_tokens(lengths: dict[int, Side]) -> str:

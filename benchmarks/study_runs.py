@@ -141,8 +141,14 @@ def _record(model: nn.Module, outcome: Outcome | None, rate: float | None, split
     }
 
 
-def train_ours(run: Run, base: Base, splits: Splits) -> tuple[SoftPromptModel, Outcome, float]:
-    """A softprompt run as train.py builds it, in this process; the model has the prompt of the file that it wrote."""
+def train_ours(
+    run: Run, base: Base, splits: Splits, *, optim: str = TrainConfig.optim, jitter: float = 0.0
+) -> tuple[SoftPromptModel, Outcome, float]:
+    """A softprompt run as train.py builds it, in this process; the model has the prompt of the file that it wrote.
+
+    Args:
+        jitter: relative size of a random change to the first prompt, drawn from torch's generator.
+    """
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             model=base.name,
@@ -151,10 +157,14 @@ def train_ours(run: Run, base: Base, splits: Splits) -> tuple[SoftPromptModel, O
             max_steps=run.steps,
             eval_steps=run.steps // evaluations(run.steps),
             learning_rate=run.rate,
+            optim=optim,
             seed=run.seed,
             precision="fp32",
         )
         prompt = initial_prompt(config, base)
+        if jitter:
+            with torch.no_grad():
+                prompt.weight *= 1 + jitter * torch.randn_like(prompt.weight)
         if run.alpha is not None:
             config.learning_rate = run.alpha * rms(prompt.weight).item()
         trainer = Trainer(SoftPromptModel(base.model, prompt), base, splits.train, splits.select, config)

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 from study_peers import VIRTUAL_TOKENS
-from study_plan import ALPHAS, PROMPT_TUNING, STEPS, STEPS_TASK, TUTORIAL_RATE, best_rate, best_start
+from study_plan import ALPHAS, LIMIT_TASK, PROMPT_TUNING, STEPS, TUTORIAL_RATE, best_rate, best_start
 from study_results import Results
 
 from softprompt.optimizer import RELATIVE_RATES
@@ -185,22 +185,19 @@ def _shares(every: dict[str, dict[str, Side]], reference: str, model: str) -> li
     return [f"{where} {share:.1%}" for where, share in shares.items() if share is not None and where.startswith(model)]
 
 
-def by_steps(results: Results) -> dict[str, dict[int, dict[str, Side]]]:
-    """By model and task and by the number of steps: softprompt's default, and PEFT's prompt tuning as `peer`."""
-    found: dict[str, dict[int, dict[str, Side]]] = {}
-    for model, task in STEPS_TASK.items():
-        longer = [run for run in results if run["stage"] == "steps" and run["model"] == model and "failed" not in run]
-        if not longer:
-            continue
-        usual = sides_of(results, model, task)
-        sides = {"softprompt": usual.get("softprompt"), "peer": usual.get(best_start(model, task, results)[0])}
-        rows = {STEPS[model]: {name: side for name, side in sides.items() if side}}
-        for steps in sorted({run["steps"] for run in longer}):
-            ours = [run for run in longer if run["steps"] == steps and run["method"] == "softprompt"]
-            peers = [run for run in longer if run["steps"] == steps and run["method"] != "softprompt"]
-            rows[steps] = {name: Side(name, runs) for name, runs in (("softprompt", ours), ("peer", peers)) if runs}
-        found[f"{model} {task}"] = rows
-    return found
+def by_steps(results: Results) -> dict[int, dict[str, Side]]:
+    """By the number of steps on one task of the BLOOM: softprompt's default, and PEFT's prompt tuning as `peer`."""
+    longer = [run for run in results if run["stage"] == "steps" and "failed" not in run]
+    if not longer:
+        return {}
+    usual = sides_of(results, "bloom", LIMIT_TASK)
+    sides = {"softprompt": usual.get("softprompt"), "peer": usual.get(best_start("bloom", LIMIT_TASK, results)[0])}
+    rows = {STEPS["bloom"]: {name: side for name, side in sides.items() if side}}
+    for steps in sorted({run["steps"] for run in longer}):
+        ours = [run for run in longer if run["steps"] == steps and run["method"] == "softprompt"]
+        peers = [run for run in longer if run["steps"] == steps and run["method"] != "softprompt"]
+        rows[steps] = {name: Side(name, runs) for name, runs in (("softprompt", ours), ("peer", peers)) if runs}
+    return rows
 
 
 def by_tokens(results: Results) -> dict[int, Side]:
@@ -208,7 +205,7 @@ def by_tokens(results: Results) -> dict[int, Side]:
     runs = [run for run in results if run["stage"] == "tokens" and "failed" not in run]
     lengths = {run["virtual_tokens"] for run in runs}
     found = {length: Side("softprompt", [run for run in runs if run["virtual_tokens"] == length]) for length in lengths}
-    usual = sides_of(results, "bloom", STEPS_TASK["bloom"]).get("softprompt")
+    usual = sides_of(results, "bloom", LIMIT_TASK).get("softprompt")
     found |= {VIRTUAL_TOKENS: usual} if usual and found else {}
     return dict(sorted(found.items()))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from variants import Variant
 
 from softprompt.prompt import rms
-from softprompt.soap import SphericalSOAP
+from softprompt.soap import SphericalSOAP, window
 
 
 class Update:
@@ -87,6 +87,47 @@ class Soap(Update):
         self.weight.grad = None
 
 
+class Shampoo(Update):
+    """Shampoo with roots of one half (Morwani et al., 2024) on SOAP's window, with its length of a step and its sphere.
+
+    A damped root of a covariance is smooth where its eigenvectors, SOAP's axes, turn with the last digit.
+    """
+
+    def __init__(self, weight: nn.Parameter, variant: Variant) -> None:
+        super().__init__(weight, variant)
+        self.gradients = weight.detach().new_zeros(0, *weight.shape)
+        self.norms = weight.detach().norm(dim=1, keepdim=True)
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """Clip as all do, step, and give every virtual token its norm back."""
+        grad = self.clipped(self.weight.grad * self.scale)
+        self.gradients = torch.cat([self.gradients, grad[None]])[-window(len(grad)) :]
+        self.weight -= self.scale * self.variant.rate * factor * self.direction(grad)
+        self.weight *= self.norms / self.weight.norm(dim=1, keepdim=True)
+        self.weight.grad = None
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """The mean of the window between the roots of its left and right covariance."""
+        ages = torch.arange(len(self.gradients) - 1, -1, -1, dtype=grad.dtype)[:, None, None]
+        weights = [beta**ages / (beta**ages).sum() for beta in (self.variant.beta1, self.variant.beta2)]
+        mean, weighted = (self.gradients * weights[0]).sum(0), self.gradients * weights[1].sqrt()
+        step = whitened(weighted.transpose(1, 2).flatten(0, 1), mean.T, self.variant.damping).T
+        step = whitened(weighted.flatten(0, 1), step, self.variant.damping)
+        return step * (mean.norm() / weighted.norm() / step.square().mean().sqrt())
+
+
+def whitened(rows: Tensor, matrix: Tensor, damping: float) -> Tensor:
+    """`matrix` `[m, d]`, in the span of `rows` `[n, d]`, times their covariance over its norm plus damping, to -1/2."""
+    exact = rows.double()
+    values, vectors = torch.linalg.eigh(exact @ exact.T if len(rows) < rows.shape[1] else exact.T @ exact)
+    kept = values > 1e-12 * values[-1]
+    values, vectors = values[kept], vectors[:, kept]
+    if len(rows) < rows.shape[1]:
+        vectors = nn.functional.normalize(exact.T @ vectors, dim=0)
+    return ((matrix.double() @ vectors) * (values / values[-1] + damping).rsqrt() @ vectors.T).to(matrix.dtype)
+
+
 class Reparameterised(Update):
     """Adam on parts of which the prompt is made, and which are folded into it after every step."""
 
@@ -119,4 +160,4 @@ class Reparameterised(Update):
         return self.vectors + self.down @ self.up
 
 
-UPDATES: dict[str, Callable] = {"adamw": Update, "nadam": NAdam, "muon": Muon, "soap": Soap}
+UPDATES: dict[str, Callable] = {"adamw": Update, "nadam": NAdam, "muon": Muon, "soap": Soap, "shampoo": Shampoo}

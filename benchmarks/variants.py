@@ -20,6 +20,8 @@ class Variant:
     update: str = "adamw"
     mlp: int | None = None  # width of a residual MLP, folded into the prompt (Razdaibiedina et al., 2023)
     rank: int | None = None  # of the change to the initial prompt
+    damping: float = 3e-4  # with shampoo: added to a covariance's eigenvalues over the largest
+    roundings: bool = False  # rows in seed 0's order; the seed draws a change of a millionth to the first prompt
     sphere: bool = True  # with soap: every virtual token keeps its norm
 
     @property
@@ -30,6 +32,7 @@ class Variant:
 
 LOW = {"beta2": 0.95}
 SOAP = {"update": "soap", "beta1": 0.8, "beta2": 0.95, "clip": 0.03}
+SHAMPOO = SOAP | {"update": "shampoo"}
 VARIANTS = {
     "first": Variant(),
     "rate 0.1": Variant(rate=0.1),
@@ -70,6 +73,11 @@ VARIANTS = {
     "soap, vocab": Variant(**SOAP, init="vocab"),
     "soap, norms free": Variant(**SOAP, sphere=False),
     "soap, answers": Variant(**SOAP, init="answers"),
+    "soap, roundings": Variant(**SOAP, roundings=True),
+    "shampoo": Variant(**SHAMPOO),
+    "shampoo, roundings": Variant(**SHAMPOO, roundings=True),
+    "shampoo, damping 0.001": Variant(**SHAMPOO, damping=1e-3),
+    "shampoo, rate 0.2": Variant(**SHAMPOO, rate=0.2),
     "muon": Variant(update="muon"),
     "muon, rate 0.1": Variant(update="muon", rate=0.1),
     "muon, rate 0.6": Variant(update="muon", rate=0.6),

@@ -270,9 +270,8 @@ def test_more_steps_are_compared_with_the_better_start(tmp_path):
     assert study_plan.best_start("bloom", "topic", results) == (None, None)  # the searches are not done
     results.add(finished(search[-1], failed="RuntimeError: no"))
     runs = study_plan.final_runs("steps", study_plan.ALL_METHODS, [], results)
-    bloom = {(run.method, run.rate, run.steps) for run in runs if run.model == "bloom"}
-    assert bloom == {(*side, steps) for side in (("softprompt", None), ("prompt-vocab", 1e-3)) for steps in (480, 960)}
-    assert {(run.method, run.steps) for run in runs if run.model == "smollm2"} == {("softprompt", 150)}
+    kinds = {(run.method, run.rate, run.steps) for run in runs}
+    assert kinds == {(*side, steps) for side in (("softprompt", None), ("prompt-vocab", 1e-3)) for steps in (480, 960)}
     assert {run.method for run in study_plan.final_runs("steps", ["prompt-vocab"], [], results)} == {"prompt-vocab"}
 
 
@@ -328,6 +327,22 @@ def test_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     study.main(words)
     study.main([*words, "--list"])
     assert len(done) == 9 and "0 runs" in capsys.readouterr().out
+
+
+def test_full_has_no_limit_and_takes_the_tasks_without_a_target_too(tmp_path, monkeypatch):
+    done = []
+
+    def execute(run, folders, threads):
+        done.append(run)
+        return finished(run, loss=run.rate or 1.0)
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(study, "execute", execute)
+    words = ["--results", str(tmp_path / "quality.jsonl"), "--methods", "none", "--stage", "bloom", "--minutes", "0"]
+    study.main(words)
+    assert not done
+    study.main([*words, "--full"])
+    assert [run.task for run in done] == ["topic", "record", "unseen", "foreign"]
 
 
 def test_without_a_stage_all_run_and_the_report_is_written(tmp_path, monkeypatch, capsys):

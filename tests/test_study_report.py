@@ -113,14 +113,13 @@ def test_more_steps_stand_beside_the_usual_number(topic_results, tmp_path):
         topic_results.add(searched(run, 9.0))
     assert study_summary.by_steps(topic_results) == {}
     for run in study_plan.step_runs(topic_results):
-        if run.model == "bloom":
-            topic_results.add(searched(run, 0.9 if run.method == "softprompt" else 1.2))
+        topic_results.add(searched(run, 0.9 if run.method == "softprompt" else 1.2))
     document = tmp_path / "quality.md"
     written = study_report.write_report(topic_results, document)
     assert written[-1] == tmp_path / "quality-steps.png"
     text = document.read_text("utf-8")
-    assert "| bloom topic | 240 | 1.8000 ± 0.2484 (n=3) | 11.1% | 2.0000 ± 0.2484 (n=3) | 0.900 |" in text
-    assert "| bloom topic | 960 | 0.9000 ± 0.0000 (n=5) | 0.0% | 1.2000 ± 0.0000 (n=3) | 0.750 |" in text
+    assert "| 240 | 1.8000 ± 0.2484 (n=3) | 11.1% | 2.0000 ± 0.2484 (n=3) | 0.900 |" in text
+    assert "| 960 | 0.9000 ± 0.0000 (n=5) | 0.0% | 1.2000 ± 0.0000 (n=3) | 0.750 |" in text
 
 
 def test_other_lengths_stand_beside_the_usual_one(topic_results, tmp_path):
