@@ -10,7 +10,7 @@ from study_tasks import REPORTED
 STAGES = ("bloom", "smollm2", "scales", "steps", "tokens")
 PROMPT_TUNING = ("prompt-text", "prompt-vocab")
 ALL_METHODS = (*METHODS, "none", "softprompt")
-STEPS = {"bloom": 240, "smollm2": 90}
+STEPS = {"bloom": 240, "smollm2": 150}
 SEARCH_SHARE = 3  # a rate is searched at a third of the steps
 SEARCH_SEED = 0
 SEEDS = (1, 2, 3)
@@ -27,7 +27,7 @@ RATES = {
 }
 FURTHER_RATES = {  # where a method was best at the end of its grid
     "bloom": {"full": (3e-3,)},
-    "smollm2": {},
+    "smollm2": {"prompt-text": (1.0,), "prompt-vocab": (1.0, 3.0)},
 }
 ALPHAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 SCALES = (0.1, 1.0, 10.0)
