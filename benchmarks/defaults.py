@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from home import ROOT  # noqa: F401
 from study_tasks import TUNING, task
-from updates import UPDATES, Reparameterised
+from updates import UPDATES, Reparameterised, disturb
 from variants import VARIANTS, Variant
 
 from softprompt import SoftPromptModel
@@ -30,7 +30,6 @@ from softprompt.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8
 EVALUATIONS = 10
-ROUNDING = 1e-6
 
 
 def main() -> None:
@@ -75,9 +74,7 @@ def train(base: Base, task_name: str, variant: Variant, length: int, steps: int,
     model = SoftPromptModel(base.model, initial_prompt(config, base, rows))
     weight, curve = model.soft_prompt.weight, []
     if variant.roundings:
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            weight *= 1 + ROUNDING * torch.randn(weight.shape, generator=generator)
+        disturb(weight, seed)
         seed = 0
     update = (Reparameterised if variant.mlp or variant.rank else UPDATES[variant.update])(weight, variant)
     factor = rate_factor(variant.schedule, steps, variant.warmup)

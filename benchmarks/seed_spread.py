@@ -1,6 +1,6 @@
 """What keeps the seeds of softprompt's default apart: the order of the rows, roundings, and the rows that report.
 
-usage: python benchmarks/seed_spread.py [TASK ...] [--optim soap] [--runs 5] [--threads 1]
+usage: python benchmarks/seed_spread.py [--tasks TASK ...] [--optim soap] [--runs 5] [--threads 1]
 
 A seed changes the order of the rows and nothing else. Roundings are stood in for by runs of one seed whose first
 prompts differ by a millionth. The report rows are a sample: runs that are equally good on all rows of a task are right
@@ -21,10 +21,8 @@ from torch import Tensor, nn
 
 from softprompt.base import Base
 from softprompt.command import quiet_libraries
-from softprompt.config import TrainConfig
+from softprompt.config import OPTIMS, TrainConfig
 from softprompt.encoding import EncodedRow
-
-JITTER = 1e-6
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     base, _ = loaded("bloom", 1.0, None)
     print(f"{'task':8} {'loss':>7} {'max - min':>10} | standard deviation over: seeds, roundings; of the sample")
-    for name in options.tasks or REPORTED["bloom"]:
+    for name in options.tasks:
         splits = Splits.of(task(name), base)
         seeds = range(OUR_SEEDS[0], OUR_SEEDS[0] + options.runs)
         by_seed = [losses_of(name, seed, base, splits, options.optim) for seed in seeds]
@@ -49,18 +47,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(REPORTED['bloom'])} (default: all)")
-    parser.add_argument("--optim", default=TrainConfig.optim, help="default: %(default)s")
-    parser.add_argument("--runs", type=int, default=5, help="of each sort, at least 2 (default: %(default)s)")
+    tasks = REPORTED["bloom"]
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, help="default: all")
+    parser.add_argument("--optim", choices=OPTIMS, default=TrainConfig.optim, help="default: %(default)s")
+    parser.add_argument("--runs", type=int, default=5, help="of each sort (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.runs < 2:
+        parser.error(f"--runs {options.runs}: a deviation needs at least 2")
+    return options
 
 
 def losses_of(name: str, seed: int, base: Base, splits: Splits, optim: str, draw: int | None = None) -> Tensor:
     """Summed losses of the report rows, fp64 `[rows]`, after a default run; `draw` seeds a tiny change to its start."""
-    torch.manual_seed(seed if draw is None else draw)
     run = Run("bloom", "bloom", name, "softprompt", None, seed, STEPS["bloom"])
-    model, _, _ = train_ours(run, base, splits, optim=optim, jitter=0.0 if draw is None else JITTER)
+    model, _, _ = train_ours(run, base, splits, optim=optim, disturbance=draw)
     return row_losses(model, splits.report, base.pad_token_id)
 
 

@@ -15,6 +15,7 @@ import torch
 from study_peers import VIRTUAL_TOKENS, Outcome, mean_loss, peer_model, train_peer, trainable
 from study_tasks import Task, task
 from torch import nn
+from updates import disturb
 
 from softprompt.base import Base, load_base
 from softprompt.builtin import is_builtin, model_folder
@@ -142,12 +143,12 @@ def _record(model: nn.Module, outcome: Outcome | None, rate: float | None, split
 
 
 def train_ours(
-    run: Run, base: Base, splits: Splits, *, optim: str = TrainConfig.optim, jitter: float = 0.0
+    run: Run, base: Base, splits: Splits, *, optim: str = TrainConfig.optim, disturbance: int | None = None
 ) -> tuple[SoftPromptModel, Outcome, float]:
     """A softprompt run as train.py builds it, in this process; the model has the prompt of the file that it wrote.
 
     Args:
-        jitter: relative size of a random change to the first prompt, drawn from torch's generator.
+        disturbance: seed of a tiny change to the first prompt, which stands for other roundings.
     """
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
@@ -162,9 +163,8 @@ def train_ours(
             precision="fp32",
         )
         prompt = initial_prompt(config, base)
-        if jitter:
-            with torch.no_grad():
-                prompt.weight *= 1 + jitter * torch.randn_like(prompt.weight)
+        if disturbance is not None:
+            disturb(prompt.weight, disturbance)
         if run.alpha is not None:
             config.learning_rate = run.alpha * rms(prompt.weight).item()
         trainer = Trainer(SoftPromptModel(base.model, prompt), base, splits.train, splits.select, config)

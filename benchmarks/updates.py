@@ -10,6 +10,15 @@ from variants import Variant
 from softprompt.prompt import rms
 from softprompt.soap import SphericalSOAP, window
 
+ROUNDING = 1e-6
+
+
+@torch.no_grad()
+def disturb(weight: Tensor, seed: int) -> None:
+    """Change every value by a millionth or so, as other roundings would in time."""
+    generator = torch.Generator().manual_seed(seed)
+    weight *= 1 + ROUNDING * torch.randn(weight.shape, generator=generator)
+
 
 class Update:
     """From a gradient to a step: clipping, and then what a subclass does."""

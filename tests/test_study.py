@@ -309,15 +309,21 @@ class Inline:
         return future
 
 
-def test_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    done = []
+@pytest.fixture
+def done(monkeypatch):
+    """The runs that the study has done, each in no time and the better the lower its rate."""
+    runs = []
 
     def execute(run, folders, threads):
-        done.append(run)
+        runs.append(run)
         return finished(run, loss=run.rate or 1.0)
 
     monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(study, "execute", execute)
+    return runs
+
+
+def test_study_goes_on_where_it_was(tmp_path, done, capsys):
     words = ["--results", str(tmp_path / "quality.jsonl"), "--tasks", "topic", "--methods", "full", "none"]
     words += ["--stage", "bloom"]
     study.main([*words, "--minutes", "0"])
@@ -329,15 +335,7 @@ def test_study_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     assert len(done) == 9 and "0 runs" in capsys.readouterr().out
 
 
-def test_full_has_no_limit_and_takes_the_tasks_without_a_target_too(tmp_path, monkeypatch):
-    done = []
-
-    def execute(run, folders, threads):
-        done.append(run)
-        return finished(run, loss=run.rate or 1.0)
-
-    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
-    monkeypatch.setattr(study, "execute", execute)
+def test_full_has_no_limit_and_takes_the_tasks_without_a_target_too(tmp_path, done):
     words = ["--results", str(tmp_path / "quality.jsonl"), "--methods", "none", "--stage", "bloom", "--minutes", "0"]
     study.main(words)
     assert not done
@@ -345,15 +343,8 @@ def test_full_has_no_limit_and_takes_the_tasks_without_a_target_too(tmp_path, mo
     assert [run.task for run in done] == ["topic", "record", "unseen", "foreign"]
 
 
-def test_without_a_stage_all_run_and_the_report_is_written(tmp_path, monkeypatch, capsys):
-    done, document = [], tmp_path / "quality.md"
-
-    def execute(run, folders, threads):
-        done.append(run)
-        return finished(run)
-
-    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
-    monkeypatch.setattr(study, "execute", execute)
+def test_without_a_stage_all_run_and_the_report_is_written(tmp_path, monkeypatch, done, capsys):
+    document = tmp_path / "quality.md"
     monkeypatch.setattr(study, "write_report", lambda results, path: [path])
     words = [
         "--results",
