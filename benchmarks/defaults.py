@@ -1,9 +1,11 @@
 """How the defaults of training were chosen: one change at a time, on tasks that no quality figure is reported on.
 
-usage: python benchmarks/defaults.py [NAME ...] [--model bloom] [--virtual-tokens 12] [--steps 240] [--seeds 0 1]
+usage: python benchmarks/defaults.py [NAME ...] [--model bloom] [--tasks TASK ...] [--virtual-tokens 12]
+       [--steps 240] [--seeds 0 1]
 
-Every variant trains a prompt on the tuning tasks of `study_tasks.py`; a line gives the lowest of
-ten held-out losses of each run, and the mean of their ratios to the first variant's, the same task and seed.
+Every variant trains a prompt on the tuning tasks of `study_tasks.py`, or on `--tasks`; a line gives the lowest of ten
+held-out losses of each run, and the mean of their ratios to the first variant's, the same task and seed. Report rows
+are not read.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import torch
 from home import ROOT  # noqa: F401
-from study_tasks import TUNING, task
+from study_tasks import REPORTED, TUNING, task
 from updates import UPDATES, Reparameterised, disturb
 from variants import VARIANTS, Variant
 
@@ -36,6 +38,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(VARIANTS)} (default: all)")
     parser.add_argument("--model", default="bloom", help="bloom, or a folder with SmolLM2 (default: %(default)s)")
+    every = [name for table in (TUNING, REPORTED) for names in table.values() for name in names]
+    parser.add_argument(
+        "--tasks", nargs="+", choices=every, help="default: those for tuning; on the others nothing may be chosen"
+    )
     parser.add_argument("--virtual-tokens", type=int, default=12, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=240, help="of 8 rows (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: %(default)s")
@@ -45,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     name = DEFAULT_MODEL if options.model == "bloom" else options.model
     base = load_base(name, device=torch.device("cpu"), precision="fp32")
-    tasks = TUNING["bloom" if options.model == "bloom" else "smollm2"]
+    tasks = options.tasks or TUNING["bloom" if options.model == "bloom" else "smollm2"]
     known, length = _known(options.results), options.virtual_tokens
     first: dict[tuple[str, int], float] = {}
     for variant in options.names or VARIANTS:
