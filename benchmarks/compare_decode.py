@@ -140,7 +140,7 @@ def save_random_prompt(folder: Path, model: Path, virtual_tokens: int) -> None:
     """A prompt file under PEFT's name, and the config that PEFT wants beside it."""
     from peft import PromptTuningConfig, TaskType
 
-    config = transformers.AutoConfig.from_pretrained(model)
+    config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
     generator = torch.Generator().manual_seed(0)
     weight = PROMPT_SCALE * torch.randn(virtual_tokens, config.hidden_size, generator=generator)  # [P, H]
     save_prompt(folder / "adapter_model.safetensors", SoftPromptEmbedding.from_tensor(weight), {"base": model.name})

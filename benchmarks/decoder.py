@@ -24,7 +24,9 @@ PROMPT_NAME = "adapter_model.safetensors"
 
 def main() -> None:
     options = parse()
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=DTYPES[options.precision]).to(options.device)
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, trust_remote_code=False, dtype=DTYPES[options.precision]
+    ).to(options.device)
     attach = {"softprompt": with_softprompt, "peft": with_peft}[options.side]
     generate = attach(model.eval(), Path(options.prompt))
     cases = json.loads(Path(options.cases).read_text("utf-8"))

