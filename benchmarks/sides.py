@@ -81,7 +81,7 @@ def run_softprompt(model: Path, work: Work, virtual_tokens: int, precision: str,
         options = {
             "model": model, "data": data, "prompt-file": folder / "prompt.safetensors", "run-dir": folder / "run",
             "virtual-tokens": virtual_tokens, "precision": precision, "device": place.device, "seed": SEED,
-            "max-length": work.max_length, "gradient-accumulation-steps": work.rows_per_step,
+            "num-train-epochs": 1, "max-length": work.max_length, "gradient-accumulation-steps": work.rows_per_step,
             "eval-fraction": 0, "logging-steps": 1, "save-steps": 1_000_000,
         }  # fmt: skip
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -36,7 +36,9 @@ class TrainConfig:
     max_tokens_per_pass: str = option(
         "auto", "a step's rows are packed into forward passes of at most this many tokens; auto: what memory allows"
     )
-    num_train_epochs: float = option(1.0, "passes over the rows")
+    num_train_epochs: float | None = option(
+        None, "passes over the rows, 1 in the tutorial (default: 1, and as many more as make at least 200 steps)"
+    )
     max_steps: int = option(-1, "stop after this many optimizer steps, whatever the epochs; -1: no limit")
     optim: str = option("soap", "SOAP that keeps each virtual token's norm, or torch's AdamW", choices=OPTIMS)
     learning_rate: float | None = option(
@@ -83,7 +85,8 @@ class TrainConfig:
         require(limit == "auto" or whole, self, "max_tokens_per_pass", "must be auto or at least 1")
         require_counts(self, "virtual_tokens", "logging_steps", "save_steps", "eval_steps", "early_stopping_patience")
         require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")
-        require(0 < self.num_train_epochs < float("inf"), self, "num_train_epochs", "must be above 0")
+        epochs = self.num_train_epochs
+        require(epochs is None or 0 < epochs < float("inf"), self, "num_train_epochs", "must be above 0")
         require(self.max_steps == -1 or self.max_steps >= 1, self, "max_steps", "must be -1 or at least 1")
         rate = self.learning_rate
         require(rate is None or 0 < rate < float("inf"), self, "learning_rate", "must be above 0")

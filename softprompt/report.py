@@ -58,10 +58,17 @@ def describe_passes(trainer: Trainer) -> str:
 def describe_steps(trainer: Trainer) -> str:
     """How many steps of how many rows, at which rate, absolute and relative to the prompt."""
     rate, scale = trainer.optimizer.rate, trainer.optimizer.scale
-    return (
+    config, epoch = trainer.config, math.ceil(len(trainer.train_rows) / trainer.config.rows_per_step)
+    line = (
         f"{trainer.total} steps of {trainer.config.rows_per_step} rows,"
         f" learning rate {rate:.4g} ({rate / scale:.3g} x the prompt's RMS of {scale:.4g})"
     )
+    if config.num_train_epochs is None and config.max_steps < 0 and trainer.total > epoch:
+        line += (
+            f"\nnote: an epoch of these rows has {epoch} steps, so {trainer.total / epoch:.3g} epochs are trained to"
+            f" make {trainer.total} steps; --num-train-epochs 1 trains one"
+        )
+    return line
 
 
 def describe_answers(answers: list[dict[str, str]], split: str, config: TrainConfig) -> str:
@@ -85,6 +92,11 @@ def describe_result(result: Result, config: TrainConfig) -> str:
             f"kept the prompt of step {result.step} ({why}: {held_out.trained_prompt:.4f}, perplexity {perplexity:.4g})"
         )
     lines.append(f"prompt written to {config.prompt_file}; try: {command}")
+    if result.still_falling:
+        lines.append(
+            f"note: the held-out loss was still falling at the end; go on from this prompt with"
+            f" --init-from {shlex.quote(config.prompt_file)}, or train more steps from the start with --max-steps"
+        )
     for split, losses in (("held-out", held_out), ("test", result.test)):
         if losses.trained_prompt is not None and not losses.trained_prompt < losses.without_prompt:
             lines.append(f"warning: {split} loss is no better than without a prompt; try more rows or another rate")

@@ -6,12 +6,21 @@ from functools import lru_cache
 
 import torch
 
+# A prompt starts far from where it ends: 14 steps, one epoch of 108 rows, gave 34 % exact match where 100 gave 98 %.
+MIN_DEFAULT_STEPS = 200
 
-def total_steps(num_rows: int, rows_per_step: int, num_train_epochs: float, max_steps: int) -> int:
-    """Optimizer steps of a run; the last, smaller step of an epoch counts."""
+
+def total_steps(num_rows: int, rows_per_step: int, num_train_epochs: float | None, max_steps: int) -> int:
+    """Optimizer steps of a run; the last, smaller step of an epoch counts.
+
+    `max_steps` above 0 wins over the epochs. With neither, a run takes one epoch, and at least `MIN_DEFAULT_STEPS`.
+    """
+    steps_per_epoch = math.ceil(num_rows / rows_per_step)
     if max_steps > 0:
         return max_steps
-    return math.ceil(num_train_epochs * math.ceil(num_rows / rows_per_step))
+    if num_train_epochs is None:
+        return max(steps_per_epoch, MIN_DEFAULT_STEPS)
+    return math.ceil(num_train_epochs * steps_per_epoch)
 
 
 def rows_of_step(step: int, num_rows: int, rows_per_step: int, seed: int) -> list[int]:

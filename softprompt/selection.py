@@ -27,11 +27,23 @@ class Losses:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ends with: losses on the rows that chose the prompt and on those that did not, and its step."""
+    """What a run ends with.
+
+    Attributes:
+        held_out: losses on the rows that chose the prompt.
+        test: losses on rows that chose nothing.
+        step: of the prompt that was kept.
+        still_falling: whether the held-out loss was still falling when the run ended.
+    """
 
     held_out: Losses
     test: Losses
     step: int
+    still_falling: bool = False
+
+
+# a run whose last evaluation still brought more than this share of its whole gain would gain from more steps
+STILL_FALLING_SHARE = 0.05
 
 
 @dataclass
@@ -69,6 +81,14 @@ class Selection:
     def initial_loss(self) -> float | None:
         """Of the initial prompt."""
         return self.curve[0][1] if self.curve else None
+
+    @property
+    def still_falling(self) -> bool:
+        """Whether the last evaluation has the lowest loss, and was a clear part of the gain over the initial prompt."""
+        if len(self.curve) < 3 or self.best_step != self.curve[-1][0]:
+            return False
+        (_, first), *_, (_, before), (_, last) = self.curve
+        return before - last > STILL_FALLING_SHARE * (first - last)
 
     @property
     def exhausted(self) -> bool:

@@ -150,7 +150,7 @@ class Trainer:
             kept = selection.best_step
             with torch.no_grad():
                 self.weight.copy_(selection.best)
-        result = Result(self._held_out_losses(kept), self._test_losses(), kept)
+        result = Result(self._held_out_losses(kept), self._test_losses(), kept, selection.still_falling)
         write_atomic(self.config.prompt_file, prompt_bytes(self.model.soft_prompt, self._metadata(result)))
         return result
 

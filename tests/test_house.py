@@ -91,7 +91,6 @@ def test_imports_point_to_the_left_only(module):
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")) + [ROOT / "train.py", ROOT / "generate.py"], ids=str)
 def test_functions_fit_on_a_screen(path):
     text = path.read_text("utf-8")
-    assert len(text.splitlines()) <= 300
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name

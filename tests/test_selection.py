@@ -130,3 +130,32 @@ def test_a_run_that_helped_nothing_says_so_on_its_last_line(model_folder, rows_f
     assert "kept the prompt of step 5 (the lowest held-out loss: 0.5000, perplexity 1.649)" in describe_result(
         better, config
     )
+
+
+@pytest.mark.parametrize(
+    ("losses", "falling"),
+    [
+        ([3.0, 2.0, 1.5, 1.2], True),
+        ([7.114, 7.082, 7.054, 7.036, 7.021], True),
+        ([3.0, 1.5, 1.2, 1.15], False),  # level
+        ([3.0, 1.2, 1.5], False),  # rising
+        ([3.0, 1.0, 1.5, 1.2], False),  # falls, but was lower before
+        ([3.0, 1.0], False),  # one evaluation tells no trend
+        ([3.0], False),
+        ([], False),
+        ([3.0, math.nan, 1.0], False),  # nothing to compare with
+    ],
+)
+def test_a_loss_that_still_falls_at_the_end_is_noticed(losses, falling):
+    selection = Selection()
+    for step, loss in enumerate(losses):
+        selection.add(step, loss, torch.zeros(1, 1))
+    assert selection.still_falling is falling
+
+
+def test_a_run_that_ended_too_early_says_how_to_go_on(model_folder, rows_file, tmp_path):
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "run", **RISING | {"learning_rate": 1e-2, "max_steps": 4})
+    said = describe_result(trainer.run(), trainer.config).splitlines()
+    assert "still falling" in said[-1] and "--init-from" in said[-1] and "--max-steps" in said[-1]
+    level = Result(Losses(2.0, 3.0, 1.0), Losses(), 5)
+    assert "still falling" not in describe_result(level, trainer.config)

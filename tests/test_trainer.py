@@ -16,7 +16,7 @@ from softprompt.encoding import encode_rows
 from softprompt.evaluation import row_scores, total_score
 from softprompt.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATES, PromptOptimizer
 from softprompt.passes import tokens_that_fit
-from softprompt.report import describe_passes
+from softprompt.report import describe_passes, describe_steps
 from softprompt.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.trainer import Trainer
 
@@ -29,7 +29,8 @@ def mean_loss(model, rows, *, pad_token_id=3):
 
 def trainer_for(folder, rows_file, out, *, prompt=None, eval_fraction=0.0, precision="fp32", **options):
     """A trainer on the conftest rows, as train.py builds it."""
-    config = TrainConfig(prompt_file=str(out / "p.safetensors"), eval_fraction=eval_fraction, **options)
+    options = {"num_train_epochs": 1, "eval_fraction": eval_fraction} | options
+    config = TrainConfig(prompt_file=str(out / "p.safetensors"), **options)
     out.mkdir(exist_ok=True)
     base = load_base(str(folder), device=CPU, precision=precision)
     splits = load_splits(str(rows_file), eval_data=None, eval_fraction=eval_fraction, seed=config.seed)
@@ -112,6 +113,31 @@ def test_number_of_steps_counts_the_last_smaller_one():
     assert total_steps(26_858, 8, 1.0, -1) == 3358
     assert total_steps(10, 4, 2.5, -1) == 8
     assert total_steps(10, 4, 1.0, 77) == 77
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "epochs", "max_steps", "steps"),
+    [
+        (108, None, -1, 200),  # 14 steps would learn nothing
+        (1592, None, -1, 200),  # an epoch of 199 steps
+        (1608, None, -1, 201),
+        (26858, None, -1, 3358),
+        (108, 1.0, -1, 14),  # what is asked for is done
+        (108, None, 14, 14),
+        (108, 1.0, 300, 300),
+    ],
+)
+def test_a_run_has_one_epoch_and_at_least_200_steps_unless_told(num_rows, epochs, max_steps, steps):
+    assert total_steps(num_rows, 8, epochs, max_steps) == steps
+
+
+def test_a_run_says_when_few_rows_are_taken_more_than_once(model_folder, rows_file, tmp_path):
+    said = describe_steps(trainer_for(model_folder, rows_file, tmp_path / "default", num_train_epochs=None))
+    assert said.startswith("200 steps of 8 rows") and "100 epochs" in said and "--num-train-epochs 1" in said
+    told = {"epochs": {"num_train_epochs": 3}, "steps": {"num_train_epochs": None, "max_steps": 7}}
+    for name, options in told.items():
+        said = describe_steps(trainer_for(model_folder, rows_file, tmp_path / name, **options))
+        assert "epochs" not in said
 
 
 def test_every_epoch_takes_every_row_once_in_another_order():
