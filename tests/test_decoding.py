@@ -7,7 +7,7 @@ from families import CONFIGS, HIDDEN_SIZE, VOCAB_SIZE, make_family
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError, decoding
+from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError, decoding, thin
 from softprompt import model as model_module
 from softprompt.attention import Rules
 from softprompt.cache import PAD, Cache, bias, slot_positions
@@ -329,7 +329,8 @@ def test_bias_is_the_definition():
 
 @pytest.mark.parametrize("rows", [(), (1,), (7,), (2, 3), (600,)])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_thin_products_are_linear_layers(rows, with_bias):
+def test_thin_products_are_linear_layers(rows, with_bias, monkeypatch):
+    monkeypatch.setattr(thin, "cpu_uses_amx", lambda: True)  # the products are the same on every CPU, only slower
     layer = torch.nn.Linear(24, 40, bias=with_bias).to(torch.bfloat16).requires_grad_(False)
     x = torch.randn(*rows, 24, dtype=torch.bfloat16)
     expected = layer(x)
@@ -337,6 +338,33 @@ def test_thin_products_are_linear_layers(rows, with_bias):
         output = layer(x)
     assert output.shape == expected.shape and output.dtype == torch.bfloat16
     assert torch.allclose(output, expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("has_amx", "limit", "used"),
+    [
+        (True, None, True),
+        (True, "ALL", True),
+        (True, "avx512_core_amx", True),
+        (True, "AVX512_CORE_BF16", False),  # a CPU with AMX that stands in for one without
+        (False, None, False),
+        (False, "AVX512_CORE_AMX", False),
+    ],
+)
+def test_the_weight_goes_left_where_the_cpu_multiplies_with_amx(monkeypatch, has_amx, limit, used):
+    """The feature of the hardware decides, as oneDNN sees it; no timing does."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    thin.cpu_uses_amx.cache_clear()
+    x, weight = torch.zeros(1, 4, dtype=torch.bfloat16), torch.zeros(3, 4, dtype=torch.bfloat16)
+    try:
+        assert thin.fits(x, weight) is used
+        assert not thin.fits(x.float(), weight.float())
+    finally:
+        thin.cpu_uses_amx.cache_clear()
 
 
 @pytest.mark.parametrize("family", ["bloom", "llama"])
