@@ -5,14 +5,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from softprompt.command import parse, quiet_libraries, run
-from softprompt.config import GenerateConfig
+from softprompt.config.command_line import parse, quiet_libraries, run
+from softprompt.config.commands import GenerateConfig
 from softprompt.errors import UserError
 
 if TYPE_CHECKING:
-    from softprompt.base import Base
-    from softprompt.model import SoftPromptModel
-    from softprompt.prompt_file import PromptFile
+    from softprompt.base.loading import Base
+    from softprompt.engine.model import SoftPromptModel
+    from softprompt.prompt.file import PromptFile
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def answer_one(config: GenerateConfig) -> None:
     """Check that the question fits, and print seed, question and answers."""
-    from softprompt.base import require_known_ids, require_room
-    from softprompt.encoding import encode_text, format_question
-    from softprompt.generation import draw_seed, new_token_budget, print_answers, sample_question
+    from softprompt.answering.batch import draw_seed, new_token_budget, print_answers, sample_question
+    from softprompt.base.loading import require_known_ids, require_room
+    from softprompt.data.encoding import encode_text, format_question
 
     instruction = read_standard_input() if config.instruction == "-" else config.instruction
     if instruction is not None and not instruction.strip():
@@ -52,9 +52,9 @@ def answer_one(config: GenerateConfig) -> None:
 
 def answer_many(config: GenerateConfig) -> None:
     """Answer every row of `--instructions` into the output file."""
-    from softprompt.answer_file import check_answer_file
-    from softprompt.answers import answer_rows
-    from softprompt.data import load_questions
+    from softprompt.answering.job import answer_rows
+    from softprompt.answering.output import check_answer_file
+    from softprompt.data.reading import load_questions
 
     check_answer_file(config)
     rows, name = load_questions(config.instructions)
@@ -64,10 +64,10 @@ def answer_many(config: GenerateConfig) -> None:
 
 def load_prompted_base(config: GenerateConfig) -> "tuple[SoftPromptModel, Base, PromptFile]":
     """The prompt file, the base it was made for, and the model of both."""
-    from softprompt.base import check_same_base, load_prompt_base, resolve_device
-    from softprompt.model import SoftPromptModel
-    from softprompt.prompt import SoftPromptEmbedding
-    from softprompt.prompt_file import load_prompt
+    from softprompt.base.loading import check_same_base, load_prompt_base, resolve_device
+    from softprompt.engine.model import SoftPromptModel
+    from softprompt.prompt.embedding import SoftPromptEmbedding
+    from softprompt.prompt.file import load_prompt
 
     file = load_prompt(config.prompt_file)
     base = load_prompt_base(

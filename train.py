@@ -5,8 +5,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from softprompt.command import parse, quiet_libraries, run
-from softprompt.config import TrainConfig
+from softprompt.config.command_line import parse, quiet_libraries, run
+from softprompt.config.commands import TrainConfig
 
 ANSWERED_TOGETHER = 8
 
@@ -15,15 +15,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     config = parse(TrainConfig, argv, prog="train.py", description=__doc__)
 
-    from softprompt.answering import answers_beside_references
-    from softprompt.base import load_base, require_room, resolve_device
-    from softprompt.checkpoint import ANSWERS_NAME, check_outputs, last_checkpoint
-    from softprompt.files import write_atomic
-    from softprompt.initialise import initial_prompt
-    from softprompt.model import SoftPromptModel
-    from softprompt.report import describe_answers, describe_base, describe_passes, describe_result, describe_steps
-    from softprompt.splits import encode_splits, load_rows, require_scored_rows
-    from softprompt.trainer import Trainer
+    from softprompt.answering.greedy import answers_beside_references
+    from softprompt.base.loading import load_base, require_room, resolve_device
+    from softprompt.cli.text import describe_answers, describe_base, describe_passes, describe_result, describe_steps
+    from softprompt.engine.model import SoftPromptModel
+    from softprompt.prompt.start import initial_prompt
+    from softprompt.system.files import write_atomic
+    from softprompt.training.checkpoint import ANSWERS_NAME, check_outputs, last_checkpoint
+    from softprompt.training.rows import encode_splits, load_rows, require_scored_rows
+    from softprompt.training.trainer import Trainer
 
     quiet_libraries()
     check_outputs(config)

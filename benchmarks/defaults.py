@@ -22,13 +22,13 @@ from updates import UPDATES, Reparameterised, disturb
 from variants import VARIANTS, Variant
 
 from softprompt import SoftPromptModel
-from softprompt.base import Base, load_base
-from softprompt.config import DEFAULT_MODEL, TrainConfig
-from softprompt.encoding import encode_rows
-from softprompt.evaluation import row_scores, total_score
-from softprompt.initialise import initial_prompt
-from softprompt.passes import pass_losses
-from softprompt.schedule import rate_factor, rows_of_step
+from softprompt.base.loading import Base, load_base
+from softprompt.config.commands import DEFAULT_MODEL, TrainConfig
+from softprompt.data.encoding import encode_rows
+from softprompt.engine.passes import pass_losses
+from softprompt.engine.scores import row_scores, total_score
+from softprompt.prompt.start import initial_prompt
+from softprompt.training.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8
 EVALUATIONS = 10

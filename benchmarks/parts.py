@@ -24,9 +24,10 @@ from shapes import DEFAULT_CACHE, DTYPES, SHAPES, make_checkpoint
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softprompt import bloom, engine, soap
-from softprompt.command import quiet_libraries
-from softprompt.packing import Pack, cut_passes, pack_rows
+from softprompt.config.command_line import quiet_libraries
+from softprompt.engine import bloom, forward
+from softprompt.engine.batches import Pack, cut_passes, pack_rows
+from softprompt.training import soap
 
 ROWS_PER_STEP = 8
 
@@ -45,8 +46,8 @@ class NoAttention(torch.autograd.Function):
 
 
 PARTS = {
-    "attention": (engine, "_attend", lambda layout, query, key, value, rules: NoAttention.apply(query, key, value)),
-    "head and loss": (engine, "head_cross_entropy", lambda hidden, head, targets: hidden.float().square().sum()),
+    "attention": (forward, "_attend", lambda layout, query, key, value, rules: NoAttention.apply(query, key, value)),
+    "head and loss": (forward, "head_cross_entropy", lambda hidden, head, targets: hidden.float().square().sum()),
     "GELU (a ReLU instead)": (bloom, "gelu", lambda x, bias: F.relu(x)),
 }
 
@@ -111,7 +112,7 @@ def without(*names: str) -> Iterator[None]:
 
 def train(model: torch.nn.Module, prompt: Tensor, packs: list[Pack]) -> None:
     for pack in packs:
-        engine.pack_loss(model, prompt, pack).backward()
+        forward.pack_loss(model, prompt, pack).backward()
 
 
 def alone(dtype: torch.dtype) -> None:
@@ -136,7 +137,7 @@ def operations(dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[],
     bounds = [12, 252, 402, 512, 602, 672, 732, 762, 782]  # eight rows of 240 to 20 places behind 12 shared ones
     lengths = [end - start for start, end in pairwise(bounds)]
     positions = [*range(12), *(place for length in lengths for place in range(12, 12 + length))]
-    layout, rules = engine.Layout(bounds, torch.tensor(positions)), engine.Rules(0.125, slopes=torch.ones(16))
+    layout, rules = forward.Layout(bounds, torch.tensor(positions)), forward.Rules(0.125, slopes=torch.ones(16))
     parts = [torch.randn(16, bounds[-1], 64).to(dtype).requires_grad_() for _ in range(3)]
     ones = torch.ones(bounds[-1], 16, 64, dtype=dtype)
 
@@ -159,7 +160,7 @@ def operations(dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[],
         {
             "scaled_dot_product_attention": lambda: torch.autograd.grad(by_autograd(kernel), parts, ones),
             "autograd over products": lambda: torch.autograd.grad(by_autograd(products), parts, ones),
-            "attention.py": lambda: torch.autograd.grad(engine.attend(*parts, layout, rules), parts, ones),
+            "attention.py": lambda: torch.autograd.grad(forward.attend(*parts, layout, rules), parts, ones),
         },
     )
 

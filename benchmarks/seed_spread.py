@@ -19,10 +19,10 @@ from study_runs import Run, Splits, loaded, train_ours
 from study_tasks import REPORTED, task
 from torch import Tensor, nn
 
-from softprompt.base import Base
-from softprompt.command import quiet_libraries
-from softprompt.config import OPTIMS, TrainConfig
-from softprompt.encoding import EncodedRow
+from softprompt.base.loading import Base
+from softprompt.config.command_line import quiet_libraries
+from softprompt.config.commands import OPTIMS, TrainConfig
+from softprompt.data.encoding import EncodedRow
 
 
 def main(argv: Sequence[str] | None = None) -> None:

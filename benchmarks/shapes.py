@@ -17,8 +17,8 @@ from rows import choose_rows
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from softprompt.command import quiet_libraries
-from softprompt.encoding import Row, format_question
+from softprompt.config.command_line import quiet_libraries
+from softprompt.data.encoding import Row, format_question
 
 DEFAULT_CACHE = Path(tempfile.gettempdir()) / "softprompt-benchmarks"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

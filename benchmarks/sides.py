@@ -12,8 +12,8 @@ from pathlib import Path
 from home import ROOT
 from rows import MAX_LENGTH, write_rows
 
-from softprompt.encoding import EncodedRow, Row
-from softprompt.schedule import rows_of_step
+from softprompt.data.encoding import EncodedRow, Row
+from softprompt.training.schedule import rows_of_step
 
 BENCHMARKS = ROOT / "benchmarks"
 SEED = 42  # train.py's default

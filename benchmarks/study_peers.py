@@ -24,13 +24,13 @@ from peft import PrefixTuningConfig as PrefixConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from softprompt.base import Base
-from softprompt.batching import pad_rows
-from softprompt.config import DEFAULT_INIT_TEXT
-from softprompt.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.loss import summed_cross_entropy
-from softprompt.model import SoftPromptModel
-from softprompt.schedule import rate_factor, rows_of_step
+from softprompt.base.loading import Base
+from softprompt.config.commands import DEFAULT_INIT_TEXT
+from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
+from softprompt.engine.loss import summed_cross_entropy
+from softprompt.engine.model import SoftPromptModel
+from softprompt.engine.padding import pad_rows
+from softprompt.training.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8
 VIRTUAL_TOKENS = 12

@@ -26,7 +26,7 @@ from study_summary import (
 )
 from study_tasks import LIMITS, REPORTED
 
-from softprompt.files import write_atomic
+from softprompt.system.files import write_atomic
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 NAMES = {"bloom": "the embedded BLOOM", "smollm2": "SmolLM2-135M"}

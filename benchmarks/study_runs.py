@@ -17,15 +17,15 @@ from study_tasks import Task, task
 from torch import nn
 from updates import disturb
 
-from softprompt.base import Base, load_base
-from softprompt.builtin import is_builtin, model_folder
-from softprompt.config import DEFAULT_MODEL, TrainConfig
-from softprompt.encoding import EncodedRow, encode_rows
-from softprompt.initialise import initial_prompt
-from softprompt.model import SoftPromptModel
-from softprompt.prompt import SoftPromptEmbedding, rms
-from softprompt.prompt_file import load_prompt
-from softprompt.trainer import Trainer
+from softprompt.base.loading import Base, load_base
+from softprompt.config.commands import DEFAULT_MODEL, TrainConfig
+from softprompt.data.encoding import EncodedRow, encode_rows
+from softprompt.engine.model import SoftPromptModel
+from softprompt.prompt.embedding import SoftPromptEmbedding, rms
+from softprompt.prompt.file import load_prompt
+from softprompt.prompt.start import initial_prompt
+from softprompt.system.builtin import is_builtin, model_folder
+from softprompt.training.trainer import Trainer
 
 MAX_LENGTH = 256
 MOST_EVALUATIONS = 10

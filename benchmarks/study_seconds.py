@@ -20,8 +20,8 @@ from study_runs import MAX_LENGTH, VIRTUAL_TOKENS, loaded
 from study_smollm2 import NAME
 from study_tasks import REPORTED, task
 
-from softprompt.command import quiet_libraries
-from softprompt.files import write_atomic
+from softprompt.config.command_line import quiet_libraries
+from softprompt.system.files import write_atomic
 
 ROWS_PER_STEP = 8
 WARM_UP_STEPS = 3

@@ -11,7 +11,7 @@ from study_peers import VIRTUAL_TOKENS
 from study_plan import ALPHAS, LIMIT_TASK, PROMPT_TUNING, STEPS, TUTORIAL_RATE, best_rate, best_start
 from study_results import Results
 
-from softprompt.optimizer import RELATIVE_RATES
+from softprompt.training.optimizer import RELATIVE_RATES
 
 # two-sided 95 % quantiles of Student's t by degrees of freedom
 T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}

@@ -9,11 +9,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "SoftPromptEmbedding": "softprompt.prompt",
-    "SoftPromptModel": "softprompt.model",
-    "PromptFile": "softprompt.prompt_file",
-    "load_prompt": "softprompt.prompt_file",
-    "save_prompt": "softprompt.prompt_file",
+    "SoftPromptEmbedding": "softprompt.prompt.embedding",
+    "SoftPromptModel": "softprompt.engine.model",
+    "PromptFile": "softprompt.prompt.file",
+    "load_prompt": "softprompt.prompt.file",
+    "save_prompt": "softprompt.prompt.file",
     "UserError": "softprompt.errors",
 }
 __all__ = [*_HOMES]

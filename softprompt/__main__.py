@@ -4,11 +4,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from softprompt.command import run
+from softprompt.config.command_line import run
 from softprompt.errors import UserError
 
 # each module has a `main(argv)` and says in its first line what it does
-COMMANDS = {"evaluate": "softprompt.comparison", "inspect": "softprompt.inspection", "sweep": "softprompt.sweep"}
+COMMANDS = {"evaluate": "softprompt.cli.evaluate", "inspect": "softprompt.cli.inspect", "sweep": "softprompt.cli.sweep"}
 
 
 def main(argv: Sequence[str]) -> None:

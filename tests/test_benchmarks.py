@@ -20,7 +20,7 @@ import sides  # noqa: E402
 from rows import ANSWER_TOKENS, PERCENTILES, QUESTION_TOKENS, encoded, generated_rows, rows_of_lengths  # noqa: E402
 from shapes import SHAPES, make_tokenizer  # noqa: E402
 
-from softprompt.encoding import EncodedRow, Row  # noqa: E402
+from softprompt.data.encoding import EncodedRow, Row  # noqa: E402
 
 
 def cells(line: str) -> list[str]:
@@ -100,7 +100,7 @@ def test_a_larger_vocabulary_does_not_change_the_tokens():
 
 
 def test_a_file_in_this_order_trains_row_by_row():
-    from softprompt.schedule import rows_of_step
+    from softprompt.training.schedule import rows_of_step
 
     rows = list(range(24))
     file = sides.order_for_train(rows, 8)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from softprompt import SoftPromptEmbedding, load_prompt, save_prompt
-from softprompt.base import load_base
-from softprompt.checkpoint import check_outputs
-from softprompt.config import TrainConfig
+from softprompt.base.loading import load_base
+from softprompt.config.commands import TrainConfig
 from softprompt.errors import UserError
+from softprompt.training.checkpoint import check_outputs
 
 GOOD = {"instruction": "Say it", "input": "", "output": "it"}
 

@@ -13,10 +13,10 @@ from test_data import write
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from softprompt import SoftPromptEmbedding, load_prompt, save_prompt
-from softprompt.base import load_base
-from softprompt.data import load_split
-from softprompt.encoding import EncodedRow, encode_rows
-from softprompt.provenance import sketch_of
+from softprompt.base.loading import load_base
+from softprompt.data.encoding import EncodedRow, encode_rows
+from softprompt.data.reading import load_split
+from softprompt.data.row_hashes import sketch_of
 
 BUILTIN = "builtin:bloom-small@1"
 TEXT = "Say it politely, please."
@@ -345,7 +345,7 @@ def test_no_memory(evaluate, monkeypatch):
     def fails(*args, **settings):
         raise RuntimeError("CUDA out of memory. Tried to allocate")
 
-    monkeypatch.setattr("softprompt.sides.greedy_answers", fails)
+    monkeypatch.setattr("softprompt.analysis.comparison.greedy_answers", fails)
     result = evaluate(per_device_eval_batch_size=5)
     assert_one_line(result, "out of memory with --per-device-eval-batch-size 5")
 
@@ -354,7 +354,7 @@ def test_a_full_disk_leaves_the_table(evaluate, work, monkeypatch):
     def fails(path, content):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("softprompt.comparison.write_atomic", fails)
+    monkeypatch.setattr("softprompt.cli.evaluate.write_atomic", fails)
     result = evaluate(output_file="report.json")
     assert_one_line(result, "report.json: No space left on device")
     assert "lowest loss: " in result.out and "written" not in result.out and not (work / "report.json").exists()

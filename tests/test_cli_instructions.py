@@ -14,11 +14,12 @@ from conftest import HIDDEN_SIZE, ROWS, SPECIAL, VOCAB_SIZE, make_tokenizer
 from test_data import FORMATS, write
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from softprompt import SoftPromptEmbedding, SoftPromptModel, answers, load_prompt, save_prompt
-from softprompt.base import load_base
-from softprompt.batching import plan_batches
-from softprompt.data import load_table
-from softprompt.encoding import encode_text, format_question
+from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt, save_prompt
+from softprompt.answering import job
+from softprompt.base.loading import load_base
+from softprompt.data.encoding import encode_text, format_question
+from softprompt.data.reading import load_table
+from softprompt.engine.padding import plan_batches
 
 QUESTIONS = [{name: row[name] for name in ("instruction", "input")} for row in ROWS]
 QUESTIONS[3]["instruction"] = "说 “一”\u2028 and é, \\ and \n"
@@ -65,7 +66,7 @@ def passed(result):
 
 def stopped_at(monkeypatch, generate, batch, *extra, signum=signal.SIGINT, **changes):
     """A run that gets a signal while a batch, counted from 0, is computed."""
-    real, count = answers.generate_batch, iter(range(10**6))
+    real, count = job.generate_batch, iter(range(10**6))
 
     def interrupted(*args, **kwargs):
         if next(count) == batch:
@@ -73,7 +74,7 @@ def stopped_at(monkeypatch, generate, batch, *extra, signum=signal.SIGINT, **cha
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(answers, "generate_batch", interrupted)
+        patched.setattr(job, "generate_batch", interrupted)
         return generate(*extra, **changes)
 
 
@@ -267,9 +268,9 @@ def test_resumed_equals_uninterrupted(generate, work, monkeypatch, changes):
 def test_a_drawn_seed_is_kept(generate, work, monkeypatch):
     first = run_command_sampled(generate, "whole.jsonl")
     (seed,) = re.findall(r"^seed: (\d+)$", first.err, re.MULTILINE)
-    monkeypatch.setattr(answers, "draw_seed", lambda: int(seed))
+    monkeypatch.setattr(job, "draw_seed", lambda: int(seed))
     assert stopped_at(monkeypatch, generate, 2, "--do-sample").status == 130
-    monkeypatch.setattr(answers, "draw_seed", lambda: pytest.fail("a second seed"))
+    monkeypatch.setattr(job, "draw_seed", lambda: pytest.fail("a second seed"))
     resumed = passed(generate("--resume", "--do-sample"))
     assert f"seed: {seed}\n" in resumed.err
     assert (work / "rows.answers.jsonl").read_bytes() == (work / "whole.jsonl").read_bytes()
@@ -379,8 +380,8 @@ def test_out_of_memory(generate, work, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return real(*args, questions=questions, **kwargs)
 
-    real = answers.generate_batch
-    monkeypatch.setattr(answers, "generate_batch", hungry)
+    real = job.generate_batch
+    monkeypatch.setattr(job, "generate_batch", hungry)
     result = generate()
     assert result.status == 2
     last = result.err.splitlines()[-1]
@@ -420,7 +421,7 @@ def test_resume_of_another_run(refused, generate, work, monkeypatch, model_folde
 
 def test_outputs_already_there(refused, generate, work, monkeypatch):
     stopped_at(monkeypatch, generate, 2)
-    monkeypatch.setattr("softprompt.base.load_base", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("softprompt.base.loading.load_base", lambda *args, **kwargs: pytest.fail("loaded"))
     refused("rows.answers.jsonl.partial", "--resume", "--overwrite")
     (work / "old.jsonl").write_text("precious")
     refused("--output-file old.jsonl", "already there", "--overwrite", output_file="old.jsonl")

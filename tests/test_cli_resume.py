@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 
 from softprompt import load_prompt
-from softprompt.trainer import Trainer
+from softprompt.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

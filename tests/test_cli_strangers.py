@@ -12,7 +12,7 @@ import torch
 from commands import assert_one_line, run_command
 
 from softprompt import SoftPromptEmbedding, save_prompt
-from softprompt.base import load_base
+from softprompt.base.loading import load_base
 
 CPU = torch.device("cpu")
 CODE = """

@@ -11,8 +11,8 @@ from conftest import ROWS, VOCAB_SIZE, make_model, make_tokenizer
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from softprompt import SoftPromptEmbedding, UserError, load_prompt, save_prompt
-from softprompt.config import TrainConfig
-from softprompt.data import load_splits
+from softprompt.config.commands import TrainConfig
+from softprompt.data.reading import load_splits
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_answers_while_training_stay_within_a_short_context(train, tmp_path):
     exact = sum(row["answer"].strip() == row["reference"] for row in answers)
     assert len(answers) == 2 and f"exact match: {exact} of 2 greedy answers to held-out rows" in result.out
     assert {row["reference"] for row in answers} <= {row["output"] for row in rows}
-    assert result.out.splitlines()[-1].startswith(("prompt written", "warning"))
+    assert result.out.splitlines()[-1].startswith(("prompt written", "note", "warning"))
     assert train(*words[:4], "--overwrite", model=tmp_path / "short", data="long.jsonl").status == 0
     assert not (tmp_path / "prompt.run" / "answers.jsonl").exists()  # they were the replaced prompt's
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from softprompt.curve import Point, curve_of_records, load_curve, training_summary
+from softprompt.analysis.curve import Point, curve_of_records, load_curve, training_summary
 from softprompt.errors import UserError
 
 RECORDS = [

@@ -7,11 +7,12 @@ from families import CONFIGS, HIDDEN_SIZE, VOCAB_SIZE, make_family
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError, decoding, thin
-from softprompt import model as model_module
-from softprompt.attention import Rules
-from softprompt.cache import PAD, Cache, bias, slot_positions
-from softprompt.thin import ThinLinear
+from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
+from softprompt.engine import cpu_kernels, decoding
+from softprompt.engine import model as model_module
+from softprompt.engine.attention import Rules
+from softprompt.engine.cache import PAD, Cache, bias, slot_positions
+from softprompt.engine.cpu_kernels import ThinLinear
 
 FREE = {"max_new_tokens": 9, "eos_token_id": None, "pad_token_id": 3}
 GREEDY = {**FREE, "do_sample": False}
@@ -330,7 +331,9 @@ def test_bias_is_the_definition():
 @pytest.mark.parametrize("rows", [(), (1,), (7,), (2, 3), (600,)])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_thin_products_are_linear_layers(rows, with_bias, monkeypatch):
-    monkeypatch.setattr(thin, "cpu_uses_amx", lambda: True)  # the products are the same on every CPU, only slower
+    monkeypatch.setattr(
+        cpu_kernels, "cpu_uses_amx", lambda: True
+    )  # the products are the same on every CPU, only slower
     layer = torch.nn.Linear(24, 40, bias=with_bias).to(torch.bfloat16).requires_grad_(False)
     x = torch.randn(*rows, 24, dtype=torch.bfloat16)
     expected = layer(x)
@@ -358,13 +361,13 @@ def test_the_weight_goes_left_where_the_cpu_multiplies_with_amx(monkeypatch, has
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit is not None:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    thin.cpu_uses_amx.cache_clear()
+    cpu_kernels.cpu_uses_amx.cache_clear()
     x, weight = torch.zeros(1, 4, dtype=torch.bfloat16), torch.zeros(3, 4, dtype=torch.bfloat16)
     try:
-        assert thin.fits(x, weight) is used
-        assert not thin.fits(x.float(), weight.float())
+        assert cpu_kernels.fits(x, weight) is used
+        assert not cpu_kernels.fits(x.float(), weight.float())
     finally:
-        thin.cpu_uses_amx.cache_clear()
+        cpu_kernels.cpu_uses_amx.cache_clear()
 
 
 @pytest.mark.parametrize("family", ["bloom", "llama"])

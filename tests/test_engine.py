@@ -13,11 +13,12 @@ import torch
 from families import CONFIGS, HIDDEN_SIZE, SPECIAL, VOCAB_SIZE, make_family
 from transformers import GPTJConfig, GPTJForCausalLM
 
-from softprompt import SoftPromptEmbedding, SoftPromptModel, attention
-from softprompt.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.engine import THROUGH_INTERFACE, attention_note, can_pack, pack_hidden_states, pack_loss
-from softprompt.packing import pack_rows
-from softprompt.passes import pass_losses
+from softprompt import SoftPromptEmbedding, SoftPromptModel
+from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
+from softprompt.engine import attention
+from softprompt.engine.batches import pack_rows
+from softprompt.engine.forward import THROUGH_INTERFACE, attention_note, can_pack, pack_hidden_states, pack_loss
+from softprompt.engine.passes import pass_losses
 
 COUNTS = (1, 4, 40)  # one virtual token, a few, more than any row has text
 ALWAYS_FP32 = set(CONFIGS) - {"gpt2", "gpt_neox", "opt", "phi", "starcoder2"}
@@ -130,7 +131,7 @@ def test_traffic_between_rows_would_be_seen(family, monkeypatch):
     pack = pack_rows(rows, num_virtual_tokens=4)
     right = attention.Layout.of(pack, torch.device("cpu"))
     blind = attention.Layout([right.bounds[0], right.bounds[-1]], right.positions)
-    monkeypatch.setattr("softprompt.engine.Layout.of", lambda pack, device: blind)
+    monkeypatch.setattr("softprompt.engine.forward.Layout.of", lambda pack, device: blind)
     assert relative(pack_loss(model, prompt, pack), loss) > 1e-2
 
 
@@ -191,7 +192,7 @@ def test_a_kernel_that_is_not_used_is_told(monkeypatch):
     model = make_family("llama")
     assert attention_note(model) is None  # on the CPU nothing else was meant
     asked = []
-    monkeypatch.setattr("softprompt.flex_attention.problem", lambda *heads: asked.append(heads) or "no Triton")
+    monkeypatch.setattr("softprompt.engine.flex_attention.problem", lambda *heads: asked.append(heads) or "no Triton")
     card = SimpleNamespace(config=model.config, dtype=torch.bfloat16, device=torch.device("cuda:0"))
     assert attention_note(card) == "note: rows attend one by one, since FlexAttention does not work here (no Triton)"
     assert asked == [(torch.device("cuda:0"), torch.bfloat16, 4, 2, 8)]

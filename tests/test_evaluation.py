@@ -5,10 +5,10 @@ import torch
 from conftest import FAMILIES, HIDDEN_SIZE, ROWS, VOCAB_SIZE, make_model
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel
-from softprompt.answering import answers_beside_references, greedy_answers
-from softprompt.encoding import EncodedRow, Row, encode_question, encode_rows
-from softprompt.evaluation import Score, row_scores, total_score
-from softprompt.passes import pass_losses
+from softprompt.answering.greedy import answers_beside_references, greedy_answers
+from softprompt.data.encoding import EncodedRow, Row, encode_question, encode_rows
+from softprompt.engine.passes import pass_losses
+from softprompt.engine.scores import Score, row_scores, total_score
 
 PAD = 3
 
@@ -67,7 +67,7 @@ def rows_of(base, weight, count=21, seed=1):
 @pytest.mark.parametrize("packs", [True, False], ids=["packs", "batches"])
 def test_a_row_scores_what_it_scores_alone(family, weight, packs, monkeypatch):
     if not packs:
-        monkeypatch.setattr("softprompt.passes.can_pack", lambda base_model: False)
+        monkeypatch.setattr("softprompt.engine.passes.can_pack", lambda base_model: False)
     base = make_model(family)
     rows = rows_of(base, weight)
     wanted = one_by_one(base, weight, rows)

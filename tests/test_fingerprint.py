@@ -11,9 +11,9 @@ from conftest import FAMILIES, make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
 
 from softprompt import UserError
-from softprompt import fingerprint as fingerprints
-from softprompt.base import check_same_base, load_base
-from softprompt.fingerprint import describe_difference, fingerprint, weight_files
+from softprompt.base import fingerprint as fingerprints
+from softprompt.base.fingerprint import describe_difference, fingerprint, weight_files
+from softprompt.base.loading import check_same_base, load_base
 
 PRECISION = "the same base in another precision"
 

@@ -4,9 +4,9 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from softprompt import SoftPromptEmbedding
-from softprompt.config import TrainConfig
-from softprompt.encoding import EncodedRow
-from softprompt.initialise import initial_prompt
+from softprompt.config.commands import TrainConfig
+from softprompt.data.encoding import EncodedRow
+from softprompt.prompt.start import initial_prompt
 
 
 class Base:

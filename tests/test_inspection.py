@@ -10,14 +10,15 @@ import torch
 from commands import assert_one_line, run_command, snapshot
 from conftest import HIDDEN_SIZE, VOCAB_SIZE, make_model, make_tokenizer
 
-from softprompt import SoftPromptEmbedding, facts, save_prompt
+from softprompt import SoftPromptEmbedding, save_prompt
 from softprompt.__main__ import main
-from softprompt.base import load_base
-from softprompt.columns import display_width, fields, fit, wrap
-from softprompt.config import TrainConfig
-from softprompt.encoding import EncodedRow
-from softprompt.facts import nearest_tokens, start_of, token_text, vocabulary_rms, why_no_start
-from softprompt.initialise import initial_prompt
+from softprompt.analysis import vectors
+from softprompt.analysis.vectors import nearest_tokens, start_of, token_text, vocabulary_rms, why_no_start
+from softprompt.base.loading import load_base
+from softprompt.cli.columns import display_width, fields, fit, wrap
+from softprompt.config.commands import TrainConfig
+from softprompt.data.encoding import EncodedRow
+from softprompt.prompt.start import initial_prompt
 
 RUN = [
     {"step": 0, "eval_loss": 2.0, "eval": "without a prompt"},
@@ -72,7 +73,7 @@ def token_rows(out):
 
 @pytest.mark.parametrize("chunk", [1, 7 * HIDDEN_SIZE, 1 << 22], ids=["row", "seven rows", "all"])
 def test_nearest_tokens_are_those_of_a_plain_loop(chunk, monkeypatch):
-    monkeypatch.setattr(facts, "CHUNK", chunk)
+    monkeypatch.setattr(vectors, "CHUNK", chunk)
     torch.manual_seed(0)
     embedding, weight = Scaled(VOCAB_SIZE, HIDDEN_SIZE), torch.randn(5, HIDDEN_SIZE)
     ids, cosines = nearest_tokens(weight, embedding, 3)
@@ -92,7 +93,7 @@ def test_nearest_tokens_are_those_of_a_plain_loop(chunk, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [1, 1 << 22])
 def test_rms_is_of_the_rows_that_the_module_gives(chunk, monkeypatch):
-    monkeypatch.setattr(facts, "CHUNK", chunk)
+    monkeypatch.setattr(vectors, "CHUNK", chunk)
     embedding = Scaled(50, 8)
     squares = [(3 * value) ** 2 for row in embedding.weight.tolist() for value in row]
     # one fp32 rounding of the scaled row

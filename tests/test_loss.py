@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from softprompt import loss
-from softprompt.loss import Head, head_cross_entropy
+from softprompt.engine import loss
+from softprompt.engine.loss import Head, head_cross_entropy
 
 N, V, H = 37, 50, 16
 

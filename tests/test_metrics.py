@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from softprompt.metrics import (
+from softprompt.analysis.statistics import (
     Estimate,
     bootstrap_interval,
     bootstrap_ratios,

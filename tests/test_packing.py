@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from softprompt.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.packing import cut_passes, needed_ids, pack_rows
+from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
+from softprompt.engine.batches import cut_passes, needed_ids, pack_rows
 
 
 def make_rows(seed, count=6, opening=(7, 8)):

@@ -6,8 +6,8 @@ import zlib
 
 import pytest
 
-from softprompt.curve import Curve, Point
-from softprompt.plot import HEIGHT, MARGIN, WIDTH, figure_of, panels, png_bytes, text_chart
+from softprompt.analysis.chart import HEIGHT, MARGIN, WIDTH, figure_of, panels, png_bytes, text_chart
+from softprompt.analysis.curve import Curve, Point
 
 STEEP = Curve(
     source="",

@@ -3,7 +3,7 @@
 import json
 import time
 
-from softprompt.progress import Progress
+from softprompt.training.run_log import Progress
 
 
 def rate_of(folder, pause):

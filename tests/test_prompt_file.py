@@ -14,8 +14,8 @@ from commands import run_python, snapshot
 from safetensors.torch import load_file, save_file
 
 from softprompt import SoftPromptEmbedding, UserError, load_prompt, save_prompt
-from softprompt.files import atomic_folder, require_writable, write_atomic
-from softprompt.prompt_file import prompt_bytes
+from softprompt.prompt.file import prompt_bytes
+from softprompt.system.files import atomic_folder, require_writable, write_atomic
 
 METADATA = {"base": "./somewhere", "zebra": "last", "init_text": '你好 "quoted"\nline', "alpha": ""}
 OURS = {"format": "softprompt", "format_version": "1"}

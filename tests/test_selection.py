@@ -8,10 +8,10 @@ import torch
 from test_trainer import mean_loss, trainer_for
 
 from softprompt import load_prompt
-from softprompt.encoding import EncodedRow, without_copies
-from softprompt.report import describe_result
-from softprompt.selection import Losses, Result, Selection
-from softprompt.trainer import Trainer
+from softprompt.cli.text import describe_result
+from softprompt.data.encoding import EncodedRow, without_copies
+from softprompt.training.selection import Losses, Result, Selection
+from softprompt.training.trainer import Trainer
 
 # so high a rate that the held-out loss rises again within a run
 RISING = {

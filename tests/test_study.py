@@ -23,10 +23,10 @@ from study_results import Results  # noqa: E402
 from study_runs import Run  # noqa: E402
 from study_words import CATEGORIES, categories, past_tenses  # noqa: E402
 
-from softprompt.base import load_base  # noqa: E402
-from softprompt.encoding import Row, encode_rows  # noqa: E402
-from softprompt.evaluation import row_scores, total_score  # noqa: E402
-from softprompt.schedule import rows_of_step  # noqa: E402
+from softprompt.base.loading import load_base  # noqa: E402
+from softprompt.data.encoding import Row, encode_rows  # noqa: E402
+from softprompt.engine.scores import row_scores, total_score  # noqa: E402
+from softprompt.training.schedule import rows_of_step  # noqa: E402
 
 SIZES = {
     "topic": (2000, 160, 320), "record": (2000, 160, 320), "unseen": (1846, 160, 320),

@@ -17,7 +17,7 @@ import study_summary  # noqa: E402
 from study_results import Results  # noqa: E402
 from study_runs import Run  # noqa: E402
 
-from softprompt.optimizer import RELATIVE_RATES  # noqa: E402
+from softprompt.training.optimizer import RELATIVE_RATES  # noqa: E402
 
 
 def searched(run, loss):

@@ -9,10 +9,13 @@ import pytest
 import torch
 from commands import Result, assert_one_line, main_of, snapshot
 
-from softprompt import command, load_prompt, search, sweep
-from softprompt.config import SweepConfig
+from softprompt import load_prompt
+from softprompt.cli import sweep as sweep_command
+from softprompt.config import command_line
+from softprompt.config.commands import SweepConfig
 from softprompt.errors import Interrupted
-from softprompt.trainer import Trainer
+from softprompt.training import sweep
+from softprompt.training.trainer import Trainer
 
 GRID = ["--virtual-tokens", "2", "5", "--relative-rates", "0.01", "1", "--init", "text", "random"]
 
@@ -37,7 +40,7 @@ def searched(capfd, model_folder, rows_file, tmp_path, monkeypatch):
             "fp32",
         ]
         argv = [str(word) for word in [*fixed, *GRID, *words]]
-        status = command.run(lambda: sweep.main(argv), prog="softprompt")
+        status = command_line.run(lambda: sweep_command.main(argv), prog="softprompt")
         return Result(status, *capfd.readouterr())
 
     return run
@@ -48,10 +51,10 @@ def held_out_loss(file):
 
 
 def test_trials_are_a_seeded_choice_of_the_grid():
-    first, again, other = (search.choose_trials(SweepConfig(seed=seed, max_trials=10)) for seed in (1, 1, 2))
+    first, again, other = (sweep.choose_trials(SweepConfig(seed=seed, max_trials=10)) for seed in (1, 1, 2))
     assert first == again != other and len(set(first)) == 10
-    assert len(search.choose_trials(SweepConfig(max_trials=100))) == 18
-    assert len(search.choose_trials(SweepConfig(virtual_tokens=(3, 3), init=("text",), relative_rates=(0.3,)))) == 1
+    assert len(sweep.choose_trials(SweepConfig(max_trials=100))) == 18
+    assert len(sweep.choose_trials(SweepConfig(virtual_tokens=(3, 3), init=("text",), relative_rates=(0.3,)))) == 1
 
 
 @pytest.mark.parametrize(
@@ -59,8 +62,8 @@ def test_trials_are_a_seeded_choice_of_the_grid():
     [(12, [(12, 50), (6, 100), (3, 200)]), (3, [(3, 200)]), (1, [(1, 200)]), (7, [(7, 50), (4, 100), (2, 200)])],
 )
 def test_every_round_has_half_the_trials_and_twice_the_steps(trials, rounds):
-    assert search.plan_rounds(trials, 200) == rounds
-    assert all(steps >= 1 for _, steps in search.plan_rounds(64, 2))
+    assert sweep.plan_rounds(trials, 200) == rounds
+    assert all(steps >= 1 for _, steps in sweep.plan_rounds(64, 2))
 
 
 def test_the_best_trial_of_the_last_round_is_written_and_its_command_repeats_it(searched, tmp_path):
@@ -176,5 +179,5 @@ def test_nothing_that_is_there_is_replaced(searched, tmp_path):
 
 def test_without_held_out_rows_there_is_nothing_to_choose_by(searched, model_folder, rows_file, capfd):
     argv = ["--model", str(model_folder), "--data", str(rows_file)]
-    status = command.run(lambda: sweep.main(argv), prog="softprompt")
+    status = command_line.run(lambda: sweep_command.main(argv), prog="softprompt")
     assert_one_line(Result(status, *capfd.readouterr()), "--eval-data", "--eval-fraction")

@@ -9,16 +9,16 @@ from conftest import HIDDEN_SIZE, make_model, make_tokenizer
 from transformers import get_scheduler
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError, load_prompt
-from softprompt.base import load_base, resolve_precision
-from softprompt.config import TrainConfig
-from softprompt.data import load_splits
-from softprompt.encoding import encode_rows
-from softprompt.evaluation import row_scores, total_score
-from softprompt.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATES, PromptOptimizer
-from softprompt.passes import tokens_that_fit
-from softprompt.report import describe_passes, describe_steps
-from softprompt.schedule import rate_factor, rows_of_step, total_steps
-from softprompt.trainer import Trainer
+from softprompt.base.loading import load_base, resolve_precision
+from softprompt.cli.text import describe_passes, describe_steps
+from softprompt.config.commands import TrainConfig
+from softprompt.data.encoding import encode_rows
+from softprompt.data.reading import load_splits
+from softprompt.engine.passes import tokens_that_fit
+from softprompt.engine.scores import row_scores, total_score
+from softprompt.training.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATES, PromptOptimizer
+from softprompt.training.schedule import rate_factor, rows_of_step, total_steps
+from softprompt.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -293,14 +293,14 @@ def test_passes_are_cut_as_stored_and_the_cut_does_not_change_the_run(model_fold
 def test_what_fits_follows_the_memory_that_is_free(monkeypatch):
     base = make_model("bloom")
     for free, tokens in ((0, 256), (2**40, 4096), (2 * 1000 * 2 * HIDDEN_SIZE * 32 * 4, 1000)):
-        monkeypatch.setattr("softprompt.passes._free_memory", lambda free=free: free)
+        monkeypatch.setattr("softprompt.engine.passes._free_memory", lambda free=free: free)
         assert tokens_that_fit(base) == tokens
 
 
 def test_a_run_says_how_its_rows_go_through_the_base(model_folder, rows_file, tmp_path, monkeypatch):
     trainer = trainer_for(model_folder, rows_file, tmp_path / "run", max_tokens_per_pass="60")
     assert describe_passes(trainer) == "rows of a step are packed into passes of at most 60 tokens"
-    monkeypatch.setattr("softprompt.report.can_pack", lambda base_model: False)
+    monkeypatch.setattr("softprompt.cli.text.can_pack", lambda base_model: False)
     line = "note: BloomForCausalLM cannot take packed rows, so they run as padded batches of 1: the same result, slower"
     assert describe_passes(trainer) == line
 
@@ -309,6 +309,6 @@ def test_a_run_says_how_its_rows_go_through_the_base(model_folder, rows_file, tm
     ("has_bf16", "hidden_size", "chosen"), [(True, 512, "bf16"), (True, 192, "fp32"), (False, 4096, "fp32")]
 )
 def test_auto_holds_wide_bases_in_bf16_where_the_cpu_multiplies_it(monkeypatch, has_bf16, hidden_size, chosen):
-    monkeypatch.setattr("softprompt.base.cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr("softprompt.base.loading.cpu_has_bf16", lambda: has_bf16)
     assert resolve_precision("auto", CPU, hidden_size) == chosen
     assert resolve_precision("fp16", CPU, hidden_size) == "fp16"

@@ -1,0 +1,1 @@
+"""What a finished prompt is worth."""

@@ -1,0 +1,56 @@
+"""Classification without a head: each label is scored as the answer, and the most probable one is chosen."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from softprompt.data.encoding import EncodedRow, Row, encode_row
+from softprompt.engine.model import SoftPromptModel
+from softprompt.engine.scores import row_scores
+from softprompt.errors import UserError
+
+
+def actual_choices(rows: Sequence[Row], choices: Sequence[str], *, name: str) -> list[str]:
+    """Which of `choices` each row's output is, blanks around both aside.
+
+    Raises:
+        UserError: an output is none of them; the message has the row's number and `name`, the rows'.
+    """
+    known = {label.strip(): label for label in choices}
+    for row in rows:
+        if row.output.strip() not in known:
+            output = " ".join(row.output.split())
+            shown = output if len(output) <= 40 else output[:37] + "..."
+            raise UserError(f"{name}, row {row.number}: its output {shown!r} is none of --choices {', '.join(known)}")
+    return [known[row.output.strip()] for row in rows]
+
+
+def encode_choices(
+    rows: Sequence[Row], choices: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> list[list[EncodedRow]]:
+    """Every row with each label as its response, nothing cut: `[row][label]`."""
+    return [
+        [encode_row(dataclasses.replace(row, output=label), tokenizer, max_length=sys.maxsize) for label in choices]
+        for row in rows
+    ]
+
+
+def choice_log_probabilities(
+    model: SoftPromptModel | PreTrainedModel, candidates: Sequence[Sequence[EncodedRow]], *, pad_token_id: int
+) -> list[list[float]]:
+    """Log-probability of every label as the whole answer, its eos included: `[row][label]`.
+
+    Args:
+        model: a base with a prompt, or a base alone.
+        candidates: what `encode_choices` gives.
+    """
+    flat = [candidate for labels in candidates for candidate in labels]
+    scores = iter(row_scores(model, flat, pad_token_id=pad_token_id))
+    return [[-next(scores).loss_sum for _ in labels] for labels in candidates]
+
+
+def best_choices(log_probabilities: Sequence[Sequence[float]], choices: Sequence[str]) -> list[str]:
+    """The most probable label of every row; of equals the one that was given first."""
+    return [choices[max(range(len(choices)), key=row.__getitem__)] for row in log_probabilities]

@@ -1,0 +1,205 @@
+"""What is compared, the base alone, a text in front and prompt files, and what each makes of the same rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from tqdm import tqdm
+
+from softprompt.analysis.choices import actual_choices, choice_log_probabilities, encode_choices
+from softprompt.answering.greedy import greedy_answers
+from softprompt.base.loading import Base, check_same_base, require_known_ids, require_room
+from softprompt.config.command_line import is_out_of_memory
+from softprompt.config.commands import EvaluateConfig
+from softprompt.data.encoding import EncodedRow, Row, encode_question, encode_rows
+from softprompt.data.row_hashes import hashes_of, read_sketches, share_among
+from softprompt.engine.model import SoftPromptModel
+from softprompt.engine.scores import Score, row_scores
+from softprompt.errors import UserError
+from softprompt.prompt.embedding import SoftPromptEmbedding
+from softprompt.prompt.file import PromptFile, load_prompt
+
+NO_PROMPT, TEXT_PROMPT = "no prompt", "text prompt"
+ROWS_BETWEEN_MOVES = 128  # of the bar
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of those compared.
+
+    Attributes:
+        name: a prompt file's path as it was given, or what it is instead of one.
+        prompt: what stands in front of every row; None for the base alone.
+        sha256: of the prompt file, as it states it; empty without one.
+    """
+
+    name: str
+    prompt: SoftPromptEmbedding | None
+    sha256: str = ""
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """P; 0 for the base alone."""
+        return 0 if self.prompt is None else self.prompt.num_virtual_tokens
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """The rows that every side meets.
+
+    Attributes:
+        name: what to call them in messages.
+        rows: those with a response, and `encoded` the same for the model.
+        skipped: numbers of those without one.
+        questions: ids of the questions to answer, those of the first rows.
+        candidates: every row with each of the choices as its response, `[row][choice]`; empty without choices.
+        actual: the choice that is right; empty without choices.
+    """
+
+    name: str
+    rows: list[Row]
+    encoded: list[EncodedRow]
+    skipped: list[int]
+    questions: list[list[int]]
+    candidates: list[list[EncodedRow]]
+    actual: list[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a side made of the rows; answers and log-probabilities of the choices as far as they were asked for."""
+
+    side: Side
+    scores: list[Score]
+    answers: list[str]
+    log_probabilities: list[list[float]]
+
+
+def load_prompts(names: Sequence[str]) -> dict[str, PromptFile]:
+    """The prompt files under the names that they were given by.
+
+    Raises:
+        UserError: one cannot be read, or stands there twice.
+    """
+    seen: set[Path] = set()
+    for name in names:
+        if name in (NO_PROMPT, TEXT_PROMPT):
+            raise UserError(f"--prompt-file {name}: another side has that name; write ./{name}")
+        path = Path(name).resolve()
+        if path in seen:
+            raise UserError(f"--prompt-file {name}: is given twice; name every file once")
+        seen.add(path)
+    return {name: load_prompt(name) for name in names}
+
+
+def make_sides(files: dict[str, PromptFile], base: Base, *, allow_other: bool) -> tuple[list[Side], list[str]]:
+    """The base alone, the first file's init text if it names one, and every file; and remarks worth printing.
+
+    Raises:
+        UserError: a prompt does not fit the base, or was made for another one and `allow_other` is false.
+    """
+    remarks = [
+        check_same_base(file.metadata, base, prompt_file=name, allow_other=allow_other) for name, file in files.items()
+    ]
+    notes = [f"note: {name}: {remark}" for name, remark in zip(files, remarks, strict=True) if remark]
+    sides = [Side(NO_PROMPT, None)]
+    first, file = next(iter(files.items()))
+    text = file.metadata.get("init_text", "")
+    if text:
+        written = SoftPromptEmbedding.from_text(text, base.tokenizer, base.model.get_input_embeddings())
+        sides.append(Side(TEXT_PROMPT, written))
+        notes.append(f"{TEXT_PROMPT}: {text!r}, the init text of {first}, as {written.num_virtual_tokens} tokens")
+    else:
+        notes.append(f"no {TEXT_PROMPT}: {first} names no init text")
+    for name, file in files.items():
+        sides.append(Side(name, SoftPromptEmbedding.from_tensor(file.weight), file.metadata["sha256"]))
+    return sides, notes
+
+
+def notes_on_seen_rows(files: dict[str, PromptFile], rows: Sequence[EncodedRow]) -> list[str]:
+    """What to say of prompts that were trained or chosen by some of `rows`, as far as their files tell."""
+    notes, hashes = [], hashes_of(rows)
+    for name, file in files.items():
+        sketches = read_sketches(file.metadata)
+        for split, what in (("train", "trained"), ("held_out", "chose")):
+            share = share_among(sketches.get(split, []), hashes)
+            if share > 0:
+                notes.append(
+                    f"note: {name}: about {share:.0%} of the rows that {what} it are among these, which flatters it"
+                )
+    return notes
+
+
+def encode_eval_set(rows: Sequence[Row], base: Base, config: EvaluateConfig, *, name: str) -> EvalSet:
+    """The rows as the model sees them, cut as in training; labels are never cut.
+
+    Raises:
+        UserError: no row has a response, or one has a response that is none of the choices.
+    """
+    encoded, skipped = encode_rows(rows, base.tokenizer, max_length=config.max_length)
+    if not encoded:
+        raise UserError(f"--data {name}: no row has a response within --max-length {config.max_length}")
+    without = set(skipped)
+    rows = [row for row in rows if row.number not in without]
+    actual, candidates = [], []
+    if config.choices:
+        actual = actual_choices(rows, config.choices, name=name)
+        candidates = encode_choices(rows, config.choices, base.tokenizer)
+    questions = [encode_question(row, base.tokenizer) for row in rows[: config.eval_generate]]
+    return EvalSet(name, rows, encoded, skipped, questions, candidates, actual)
+
+
+def check_fit(eval_set: EvalSet, sides: Sequence[Side], base: Base, *, max_new_tokens: int) -> None:
+    """Raise `UserError` for ids that the base does not know, or rows and answers that leave its context."""
+    rows = [*eval_set.encoded, *chain(*eval_set.candidates)]
+    require_known_ids(base, (id for row in rows for id in row.input_ids))
+    most = max(side.num_virtual_tokens for side in sides)
+    require_room(base.model, most, max(len(row.input_ids) for row in rows), flag="--max-length")
+    if eval_set.questions:
+        longest = max(len(ids) for ids in eval_set.questions)
+        require_room(base.model, most, longest + max_new_tokens, flag="--max-new-tokens")
+
+
+def run_sides(sides: Sequence[Side], eval_set: EvalSet, base: Base, config: EvaluateConfig) -> list[Outcome]:
+    """One side after another, with a bar if stderr is a terminal.
+
+    Raises:
+        UserError: the machine has no memory for a batch.
+    """
+    work = len(eval_set.encoded) + len(eval_set.questions) + len(eval_set.candidates)
+    try:
+        with tqdm(total=len(sides) * work, unit="row", disable=None, dynamic_ncols=True) as bar:
+            return [_run_side(side, eval_set, base, config, advance=bar.update) for side in sides]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = f"--per-device-eval-batch-size {config.per_device_eval_batch_size}"
+        raise UserError(f"out of memory with {size}; try a smaller one, or a smaller --max-length") from error
+
+
+def _run_side(
+    side: Side, eval_set: EvalSet, base: Base, config: EvaluateConfig, *, advance: Callable[[int], object]
+) -> Outcome:
+    """Score, answer and classify the rows with one side; `advance` moves the bar."""
+    model = base.model if side.prompt is None else SoftPromptModel(base.model, side.prompt)
+
+    def in_parts(function: Callable, rows: Sequence) -> list:
+        """`function` of all rows, part by part."""
+        found = []
+        for start in range(0, len(rows), ROWS_BETWEEN_MOVES):
+            part = rows[start : start + ROWS_BETWEEN_MOVES]
+            found += function(model, part, pad_token_id=base.pad_token_id)
+            advance(len(part))
+        return found
+
+    answers = greedy_answers(
+        model,
+        base.tokenizer,
+        eval_set.questions,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.per_device_eval_batch_size,
+        advance=advance,
+    )
+    scores = in_parts(row_scores, eval_set.encoded)
+    return Outcome(side, scores, answers, in_parts(choice_log_probabilities, eval_set.candidates))

@@ -1,0 +1,196 @@
+"""From what each side made of the rows to figures with intervals, as a table and as JSON; nothing is printed here."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from softprompt.analysis.choices import best_choices
+from softprompt.analysis.comparison import EvalSet, Outcome
+from softprompt.analysis.statistics import (
+    Estimate,
+    bootstrap_interval,
+    bootstrap_ratios,
+    exact_match,
+    macro_f1,
+    perplexity,
+)
+from softprompt.base.loading import Base
+from softprompt.config.commands import EvaluateConfig
+
+WIDTH = 100
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A side's figures; None for what was not asked for. All but the loss and the perplexity are shares of 1."""
+
+    loss: Estimate
+    perplexity: Estimate
+    token_accuracy: Estimate
+    exact_match: Estimate | None
+    choice_accuracy: Estimate | None
+    macro_f1: float | None
+
+
+def figures_of(outcome: Outcome, eval_set: EvalSet, config: EvaluateConfig) -> Figures:
+    """The figures of one side, whose intervals rest on the same resamples as every other side's."""
+    draws = {"samples": config.bootstrap_samples, "seed": config.seed}
+
+    def share(right: Sequence[bool]) -> Estimate | None:
+        return bootstrap_interval(right, [1] * len(right), **draws) if right else None
+
+    tokens = [score.num_supervised for score in outcome.scores]
+    loss = bootstrap_interval([score.loss_sum for score in outcome.scores], tokens, **draws)
+    answered = eval_set.rows[: len(outcome.answers)]
+    chosen = best_choices(outcome.log_probabilities, config.choices)
+    return Figures(
+        loss=loss,
+        perplexity=perplexity(loss),
+        token_accuracy=bootstrap_interval([score.num_correct for score in outcome.scores], tokens, **draws),
+        exact_match=share(exact_match(outcome.answers, [row.output for row in answered])),
+        choice_accuracy=share([a == b for a, b in zip(chosen, eval_set.actual, strict=True)]),
+        macro_f1=macro_f1(chosen, eval_set.actual, config.choices) if chosen else None,
+    )
+
+
+def describe_figures(
+    outcomes: Sequence[Outcome], figures: Sequence[Figures], eval_set: EvalSet, config: EvaluateConfig
+) -> str:
+    """The table, a second one for choices, what the figures are, and which side has the lowest loss."""
+    names = [outcome.side.name.removesuffix(SUFFIX) for outcome in outcomes]
+    columns = {
+        "loss": [_cell(each.loss, _four_places) for each in figures],
+        "perplexity": [_cell(each.perplexity, _three_places) for each in figures],
+        "token accuracy %": [_cell(each.token_accuracy, _percent) for each in figures],
+    }
+    if eval_set.questions:
+        columns["exact match %"] = [_cell(each.exact_match, _percent) for each in figures]
+    parts = [_table(names, columns)]
+    if config.choices:
+        parts.append(
+            _table(
+                names,
+                {
+                    "choice accuracy %": [_cell(each.choice_accuracy, _percent) for each in figures],
+                    "macro-F1 %": [_percent(each.macro_f1) for each in figures],
+                },
+            )
+        )
+    return "\n".join(["", "\n\n".join(parts), "", *_remarks(eval_set, config), _lowest_loss(outcomes, figures, config)])
+
+
+def to_json(
+    outcomes: Sequence[Outcome], figures: Sequence[Figures], eval_set: EvalSet, base: Base, config: EvaluateConfig
+) -> dict[str, object]:
+    """Everything that was found: settings, figures per side, and what every side made of every row."""
+    return {
+        "base": base.name,
+        "base_sha256": base.fingerprint.sha256,
+        "precision": base.precision,
+        "data": eval_set.name,
+        "skipped_rows": eval_set.skipped,
+        "max_length": config.max_length,
+        "max_new_tokens": config.max_new_tokens,
+        "choices": list(config.choices),
+        "bootstrap_samples": config.bootstrap_samples,
+        "seed": config.seed,
+        "sides": [
+            {
+                "name": outcome.side.name,
+                "sha256": outcome.side.sha256,
+                "num_virtual_tokens": outcome.side.num_virtual_tokens,
+                **_finite(dataclasses.asdict(found)),
+            }
+            for outcome, found in zip(outcomes, figures, strict=True)
+        ],
+        "rows": [_row(place, outcomes, eval_set, config) for place in range(len(eval_set.rows))],
+    }
+
+
+def _row(place: int, outcomes: Sequence[Outcome], eval_set: EvalSet, config: EvaluateConfig) -> dict[str, object]:
+    """One row and, by the sides' names, what each made of it."""
+    row = eval_set.rows[place]
+    sides = {}
+    for outcome in outcomes:
+        found: dict[str, object] = dataclasses.asdict(outcome.scores[place])
+        del found["num_supervised"]  # the row's, whatever the side
+        if place < len(outcome.answers):
+            found["answer"] = outcome.answers[place]
+        if config.choices:
+            (found["choice"],) = best_choices([outcome.log_probabilities[place]], config.choices)
+            found["log_probabilities"] = dict(zip(config.choices, outcome.log_probabilities[place], strict=True))
+        sides[outcome.side.name] = _finite(found)
+    return {
+        "number": row.number,
+        "instruction": row.instruction,
+        "input": row.input,
+        "output": row.output,
+        "num_supervised": eval_set.encoded[place].num_supervised,
+        "sides": sides,
+    }
+
+
+def _finite(value: object) -> object:
+    """The same with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _remarks(eval_set: EvalSet, config: EvaluateConfig) -> list[str]:
+    """What the columns mean."""
+    lines = [
+        "loss and perplexity per supervised token;"
+        f" in brackets 95 % bootstrap intervals over rows ({config.bootstrap_samples:,} resamples)"
+    ]
+    if eval_set.questions:
+        lines.append(f"exact match: greedy answers to the first {len(eval_set.questions):,} rows")
+    absent = [label for label in config.choices if label not in eval_set.actual]
+    if absent:
+        lines.append(f"macro-F1: mean over all choices; no row's output, and so 0: {', '.join(absent)}")
+    return lines
+
+
+def _lowest_loss(outcomes: Sequence[Outcome], figures: Sequence[Figures], config: EvaluateConfig) -> str:
+    """Which side has the lowest loss, and in how many of the resamples."""
+    best = min(range(len(outcomes)), key=lambda side: (math.isnan(figures[side].loss.value), figures[side].loss.value))
+    tokens = [score.num_supervised for score in outcomes[0].scores]
+    draws = {"samples": config.bootstrap_samples, "seed": config.seed}
+    ratios = [bootstrap_ratios([score.loss_sum for score in each.scores], tokens, **draws) for each in outcomes]
+    others = [ratio for side, ratio in enumerate(ratios) if side != best]
+    wins = sum(ratios[best][draw] < min(ratio[draw] for ratio in others) for draw in range(config.bootstrap_samples))
+    name = outcomes[best].side.name
+    return f"lowest loss: {name}, also in {wins:,} of {config.bootstrap_samples:,} resamples"
+
+
+def _table(names: Sequence[str], columns: dict[str, list[str]]) -> str:
+    """Names on the left, cells and headings flush right; names too long for the width keep their ends."""
+    widths = [max(map(len, [heading, *cells])) for heading, cells in columns.items()]
+    room = max(12, WIDTH - sum(width + 2 for width in widths))
+    shown = ["side", *(name if len(name) <= room else "..." + name[3 - room :] for name in names)]
+    first = max(map(len, shown))
+    lines = zip(shown, *([heading, *cells] for heading, cells in columns.items()), strict=True)
+    return "\n".join(
+        name.ljust(first) + "".join("  " + cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        for name, *cells in lines
+    )
+
+
+def _cell(estimate: Estimate, number: Callable[[float], str]) -> str:
+    """`value [low-high]`."""
+    return f"{number(estimate.value)} [{number(estimate.low)}-{number(estimate.high)}]"
+
+
+def _four_places(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _three_places(value: float) -> str:
+    return f"{value:.3f}" if value < 100 else f"{value:.4g}"
+
+
+def _percent(share: float) -> str:
+    """One place, but 100 is 100 only when nothing is missing."""
+    return "100" if share == 1 else f"{min(100 * share, 99.9):.1f}"

@@ -1,0 +1,178 @@
+"""Answer a file of rows: check all of them, batch them by length, and keep what is answered whatever happens.
+
+Which rows share a batch is a function of the rows and the batch size alone, and a sampled batch draws from a seed of
+its own, so a run that is stopped and goes on gives what an uninterrupted one gives.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from softprompt.answering.batch import draw_seed, generate_batch, new_token_budget, text_of
+from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
+from softprompt.base.loading import Base, context_limit, require_known_ids, require_room
+from softprompt.config.command_line import is_out_of_memory
+from softprompt.config.commands import GenerateConfig
+from softprompt.config.options import flag
+from softprompt.data.encoding import Row, encode_question
+from softprompt.engine.model import SoftPromptModel
+from softprompt.engine.padding import plan_batches
+from softprompt.errors import Interrupted, UserError
+from softprompt.training.checkpoint import check_same_recipe
+
+# options that decide the answers; how many rows share a batch may change when a run goes on
+RECIPE = (
+    "max_length", "max_new_tokens", "do_sample", "top_k", "top_p", "temperature", "repetition_penalty",
+    "num_return_sequences",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row and the ids of its question."""
+
+    row: Row
+    ids: list[int]
+
+
+def answer_rows(
+    model: SoftPromptModel, base: Base, config: GenerateConfig, *, rows: Sequence[Row], name: str, prompt_sha256: str
+) -> None:
+    """Answer `rows` into the output file, and say on stderr how it goes.
+
+    Args:
+        name: what to call the rows in messages.
+        prompt_sha256: which prompt the model has, for `--resume`.
+
+    Raises:
+        UserError: a row leaves no room for an answer, `--resume` finds another run's answers, or the machine fails.
+        Interrupted: SIGINT or SIGTERM came; all finished batches are saved.
+    """
+    questions = [Question(row, encode_question(row, base.tokenizer)) for row in rows]
+    require_known_ids(base, (id for question in questions for id in question.ids))
+    num_virtual_tokens = model.soft_prompt.num_virtual_tokens
+    _check_room(questions, base, config, num_virtual_tokens, name)
+    file = _open(config, _recipe(questions, base, config, prompt_sha256), len(questions))
+    waiting = [question for question in questions if question.row.number not in file.answers]
+    batches = plan_batches(
+        [len(question.ids) for question in waiting],
+        config.per_device_eval_batch_size,
+        largest_gap=_largest_gap(base, config, num_virtual_tokens),
+    )
+    _say(f"{name}: {len(rows):,} rows, {len(waiting):,} to answer in {len(batches):,} batches")
+    start = time.perf_counter()
+    try:
+        tokens = _answer_batches(
+            model, base, config, file, [[waiting[place] for place in places] for places in batches]
+        )
+        file.finish([_record(row, file.answers[row.number], config) for row in rows])
+    except Interrupted as stop:
+        raise Interrupted(stop.signum, file.place()) from None
+    except OSError as error:
+        raise UserError(f"{error.filename or file.partial}: {error.strerror or error}; {file.place()}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = f"--per-device-eval-batch-size {config.per_device_eval_batch_size}"
+        raise UserError(f"out of memory with {size}; {file.place()} and a smaller one") from error
+    seconds = time.perf_counter() - start
+    rates = f": {len(waiting) / seconds:.1f} rows/s, {tokens / seconds:,.0f} tokens/s" if waiting else ""
+    _say(f"answers written to {file.path}{rates}")
+
+
+def _answer_batches(
+    model: SoftPromptModel, base: Base, config: GenerateConfig, file: AnswerFile, batches: list[list[Question]]
+) -> int:
+    """Answer and save batch by batch; returns how many tokens that took."""
+    tokens = 0
+    # `disable=None`: no bar where stderr is not a terminal
+    progress = {"total": file.num_rows, "initial": len(file.answers), "unit": "row", "disable": None}
+    with tqdm(**progress, dynamic_ncols=True) as bar:
+        for batch in batches:
+            numbers = [question.row.number for question in batch]
+            torch.manual_seed(_batch_seed(file.header["seed"], numbers[0]))
+            ids = [question.ids for question in batch]
+            answers = generate_batch(model, base.tokenizer, config, questions=ids)
+            file.append(numbers, [[text_of(answer, base.tokenizer) for answer in several] for several in answers])
+            tokens += sum(len(answer) for several in answers for answer in several)
+            bar.update(len(batch))
+    return tokens
+
+
+def _check_room(
+    questions: Sequence[Question], base: Base, config: GenerateConfig, num_virtual_tokens: int, name: str
+) -> None:
+    """Raise `UserError` that names the first row whose question leaves no room for its answer."""
+    limit = "max_length" if config.max_new_tokens is None else "max_new_tokens"
+    for question in questions:
+        try:
+            text_tokens = len(question.ids) + new_token_budget(config, len(question.ids))
+            require_room(base.model, num_virtual_tokens, text_tokens, flag=flag(limit))
+        except UserError as error:
+            raise UserError(f"{name}, row {question.row.number}: {error}") from None
+
+
+def _largest_gap(base: Base, config: GenerateConfig, num_virtual_tokens: int) -> int | None:
+    """How much shorter than the longest row of a batch another may be.
+
+    `--max-length` gives a shorter row more new tokens, and the longest, which goes on beside it, must not leave the
+    base's context.
+    """
+    limit = context_limit(base.model)
+    if limit is None or config.max_new_tokens is not None:
+        return None
+    return limit - num_virtual_tokens - config.max_length
+
+
+def _recipe(questions: Sequence[Question], base: Base, config: GenerateConfig, prompt_sha256: str) -> dict[str, object]:
+    """Everything but the seed that decides the answers, under the names that a complaint uses."""
+    rows = [[question.row.instruction, question.row.input, question.ids] for question in questions]
+    return {
+        "--instructions (SHA-256 of its rows)": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "--prompt-file (SHA-256)": prompt_sha256,
+        "--model (SHA-256 of its weights)": base.fingerprint.sha256,
+        "--precision": base.precision,
+        "--device": base.device.type,
+        **{flag(name): getattr(config, name) for name in RECIPE},
+    }
+
+
+def _open(config: GenerateConfig, recipe: dict[str, object], num_rows: int) -> AnswerFile:
+    """The file to go on with, or a fresh one; says the seed."""
+    path = answers_path(config)
+    partial = partial_path(path)
+    if config.resume and partial.exists():
+        header = read_header(partial)
+        if config.seed is not None:
+            recipe = recipe | {"--seed": config.seed}
+        check_same_recipe(header["recipe"] | {"--seed": header["seed"]}, recipe)
+        file = AnswerFile.go_on(path, header, num_rows)
+        _say(f"resumed from {partial}: {len(file.answers):,} rows are answered")
+    else:
+        seed = draw_seed() if config.seed is None else config.seed
+        file = AnswerFile.start(path, {"recipe": recipe, "seed": seed, "overwrite": config.overwrite}, num_rows)
+    if config.do_sample:
+        _say(f"seed: {file.header['seed']}")
+    return file
+
+
+def _batch_seed(seed: int, first_number: int) -> int:
+    """A batch's own seed: it does not depend on which batches this process has answered before."""
+    digest = hashlib.sha256(f"{seed} {first_number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _record(row: Row, answers: list[str], config: GenerateConfig) -> dict[str, object]:
+    """One object of the output."""
+    question = {"instruction": row.instruction, "input": row.input}
+    return question | ({"answer": answers[0]} if config.num_return_sequences == 1 else {"answers": answers})
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

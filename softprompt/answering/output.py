@@ -1,0 +1,157 @@
+"""The answers on disk: finished batches in `OUTPUT.partial`, and at the end the output whole, in the rows' order.
+
+The first line of the partial file says whose answers it holds; every further line is one batch, synced before the
+next begins, so a crash costs the batch that was at work.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from softprompt.config.commands import GenerateConfig
+from softprompt.errors import UserError
+from softprompt.system import builtin, sources
+from softprompt.system.files import require_writable, write_atomic
+
+KIND = "softprompt answers"
+VERSION = 1
+
+
+class AnswerFile:
+    """Answers by row number, kept on disk batch by batch; `header` is the partial file's first line."""
+
+    def __init__(self, path: Path, header: dict, num_rows: int, answers: dict[int, list[str]]) -> None:
+        self.path, self.header, self.num_rows, self.answers = path, header, num_rows, answers
+        self.partial = partial_path(path)
+
+    @classmethod
+    def start(cls, path: Path, header: dict, num_rows: int) -> "AnswerFile":
+        """A partial file without answers, in place of any that is there."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(partial_path(path), _line({"kind": KIND, "version": VERSION} | header))
+        return cls(path, header, num_rows, {})
+
+    @classmethod
+    def go_on(cls, path: Path, header: dict, num_rows: int) -> "AnswerFile":
+        """What a stopped run saved; a line that a crash cut short or damaged goes, with all behind it."""
+        partial = partial_path(path)
+        first, *lines = partial.read_bytes().splitlines(keepends=True)
+        answers, whole = {}, len(first)
+        for line in lines:
+            batch = _batch(line)
+            if batch is None:
+                break
+            answers |= batch
+            whole += len(line)
+        os.truncate(partial, whole)
+        return cls(path, header, num_rows, answers)
+
+    def append(self, numbers: Sequence[int], answers: Sequence[list[str]]) -> None:
+        """Save a finished batch."""
+        with self.partial.open("ab") as file:
+            file.write(_line({"rows": list(numbers), "answers": list(answers)}))
+            file.flush()
+            os.fsync(file.fileno())
+        self.answers |= dict(zip(numbers, answers, strict=True))
+
+    def finish(self, records: Sequence[dict]) -> None:
+        """Write the output, one object per row, and drop the partial file."""
+        write_atomic(self.path, b"".join(_line(record) for record in records))
+        self.partial.unlink(missing_ok=True)
+
+    def place(self) -> str:
+        """What is saved and how to go on."""
+        return f"{len(self.answers)} of {self.num_rows} rows are answered, in {self.partial}; go on with --resume"
+
+
+def answers_path(config: GenerateConfig) -> Path:
+    """Where the answers go: `rows.answers.jsonl` beside `rows.csv` or a folder `rows`; here for what has no path."""
+    if config.output_file is not None:
+        return Path(config.output_file)
+    name = config.instructions
+    if builtin.is_builtin(name) or not sources.is_path(name):
+        return Path(f"{name.removeprefix(builtin.PREFIX).rsplit('/', 1)[-1]}.answers.jsonl")
+    rows = sources.local_path(name, "--instructions")
+    if rows.name in ("", ".."):
+        rows = rows.resolve()
+    stem = rows.name if rows.is_dir() else rows.stem
+    return rows.with_name(f"{stem}.answers.jsonl")
+
+
+def partial_path(path: Path) -> Path:
+    """Where finished batches wait; the suffix keeps a folder's reader from taking them for rows."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def check_answer_file(config: GenerateConfig) -> None:
+    """Refuse, before anything is loaded, to replace what is already there; writes nothing.
+
+    Raises:
+        UserError: the output or a stopped run's answers exist and no flag allows to replace them, the output is no
+            place for a file, or it is what the answers are made from.
+    """
+    path = answers_path(config)
+    partial, what = partial_path(path), f"--output-file {path}"
+    for each in (path, partial):
+        if each.is_dir():
+            raise UserError(f"{what}: {each} is a folder; name a file")
+        if each.exists() and not each.is_file():
+            raise UserError(f"{what}: {each} is no plain file, and would be replaced by one; name another")
+    refuse_sources(path, prompt_files=[config.prompt_file], rows=config.instructions, flag="--instructions")
+    require_writable(path.parent, flag=what)
+    started = read_header(partial) if partial.exists() else None
+    if config.overwrite:
+        return
+    if started is not None and not config.resume:
+        raise UserError(f"{partial}: holds a stopped run's answers; go on with --resume, or replace it by --overwrite")
+    if path.exists() and config.resume and started is None:
+        raise UserError(f"--resume: there is no {partial} to go on from, and {path} exists; it is kept")
+    if path.exists() and (started is None or not started["overwrite"]):
+        raise UserError(f"{what}: already there; name another, or replace it with --overwrite")
+
+
+def read_header(partial: Path) -> dict:
+    """The first line of a partial file.
+
+    Raises:
+        UserError: it is not ours, or of another version.
+    """
+    with partial.open("rb") as file:
+        line = file.readline()
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("kind") != KIND:
+        raise UserError(f"{partial}: not written by generate.py; name another --output-file")
+    if header.get("version") != VERSION:
+        raise UserError(f"{partial}: written by another version of softprompt; delete it to start anew")
+    return header
+
+
+def refuse_sources(path: Path, *, prompt_files: Sequence[str], rows: str, flag: str) -> None:
+    """Keep an output file from replacing a prompt or the rows that `flag` names, or becoming rows of their folder."""
+    target = path.resolve()
+    if target in [Path(name).resolve() for name in prompt_files]:
+        raise UserError(f"--output-file {path}: is the --prompt-file; name another")
+    if sources.is_path(rows) and not builtin.is_builtin(rows):
+        source = sources.local_path(rows, flag).resolve()
+        if target == source or (source.is_dir() and source in target.parents):
+            raise UserError(f"--output-file {path}: is among the {flag} {rows}; name another")
+
+
+def _batch(line: bytes) -> dict[int, list[str]] | None:
+    """The answers of one line by row number; None if it is not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        batch = json.loads(line)
+        return dict(zip(batch["rows"], batch["answers"], strict=True))
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _line(value: dict) -> bytes:
+    """One line of JSONL, with every script readable."""
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()

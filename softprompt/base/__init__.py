@@ -1,0 +1,1 @@
+"""The frozen model: find it, load it, tell which one it is."""

@@ -1,0 +1,233 @@
+"""Which base a prompt belongs to: an exact hash of the checkpoint's tensors, and a sketch that survives rounding.
+
+No hash of loaded weights can be equal in fp32, bf16 and fp16 and still differ between bases, so both are taken from
+the files: the hash over every value widened to fp32, the sketch from the norm and a few values of each tensor,
+256 in all or at least 4 each.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+import math
+import os
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from softprompt.errors import UserError
+from softprompt.system.files import write_atomic
+
+SKETCH_VALUES, MIN_PER_TENSOR = 256, 4
+CHUNK = 1 << 22  # elements widened to fp32 at a time
+FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"}
+STORED = {name: dtype for dtype, name in (FLOATS | INTEGERS).items()}
+# relative rounding of one stored value, coarsest first
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+TINY = 2.0**-24  # half of fp16's smallest subnormal step: the absolute rounding of values near zero
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """`sha256` over the tensors as stored; `sketch` is JSON: tensor name -> [dtype, shape, base64 of fp32 values].
+
+    The values are the tensor's L2 norm followed by its entries at seeded places.
+    """
+
+    sha256: str
+    sketch: str
+
+
+def fingerprint(folder: Path) -> Fingerprint:
+    """Fingerprint the checkpoint in `folder`; cached by the files' paths, sizes and times."""
+    files = weight_files(folder)
+    cache = _cache_file(files)
+    try:
+        return Fingerprint(**json.loads(cache.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        pass
+    result = _compute(files)
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(cache, json.dumps(vars(result)).encode())
+    except OSError:
+        pass  # the cache only saves time
+    return result
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The checkpoint's weight files: safetensors if there are any, else `pytorch_model*.bin`.
+
+    Raises:
+        UserError: there are none, or an index names one that is missing.
+    """
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{suffix}.index.json"
+        files = _indexed_files(index) if index.exists() else [folder / f"{stem}.{suffix}"]
+        missing = [file.name for file in files if not file.exists()]
+        if index.exists() and missing:
+            raise UserError(f"{folder}: {index.name} names {missing[0]}, which is not there; fetch the model again")
+        if not missing:
+            return files
+    raise UserError(f"{folder}: no weights (model.safetensors or pytorch_model.bin); is it a model's folder?")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    """The files that an index of shards names."""
+    try:
+        return sorted({index.parent / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not an index of weight files; fetch the model again") from error
+
+
+def describe_difference(mine: Fingerprint, theirs: Fingerprint) -> str | None:
+    """How two bases that may be used for each other differ: "" not at all, a phrase, or None if they are not the same.
+
+    Equal hashes are the same base. Otherwise every tensor that both store as floats must agree in shape and, within
+    the coarser dtype's rounding, in the sketch. A difference smaller than rounding cannot be seen.
+    """
+    if mine.sha256 == theirs.sha256:
+        return ""
+    left, right = json.loads(mine.sketch), json.loads(theirs.sketch)
+    quantised = any(not _is_float(side) for side in (left, right))
+    shared = [name for name in left.keys() & right.keys() if _is_float({0: left[name], 1: right[name]})]
+    # a tied head may be stored or not
+    unmatched = (left.keys() ^ right.keys()) - {"lm_head.weight"}
+    if not shared or (unmatched and not quantised) or not all(_agree(left[n], right[n]) for n in shared):
+        return None
+    if quantised:
+        return "the same base, one of them quantised (only unquantised tensors compared)"
+    return "the same base in another precision"
+
+
+def _compute(files: list[Path]) -> Fingerprint:
+    """One pass over all tensors in the order of their names.
+
+    The sketch drops the prefix that saving with transformers adds: BLOOM's original files have `h.0...`.
+    """
+    whole, sketch = hashlib.sha256(), {}
+    stored = _stored_tensors(files)
+    per_tensor = max(MIN_PER_TENSOR, SKETCH_VALUES // len(stored))
+    for name, tensor in sorted(stored.items()):
+        whole.update(json.dumps([name, tensor.shape]).encode())
+        plain_name = name.removeprefix("transformer.").removeprefix("model.")
+        places = _places(plain_name, math.prod(tensor.shape), per_tensor)
+        square, start, values = 0.0, 0, torch.zeros(len(places), dtype=torch.float32)
+        for chunk in tensor.chunks():
+            wide = chunk.float()
+            whole.update(wide.numpy().tobytes())
+            square += wide.double().square().sum().item()
+            here = (places >= start) & (places < start + len(wide))
+            values[here] = wide[places[here] - start]
+            start += len(wide)
+        numbers = [square**0.5, *values.tolist()]
+        packed = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
+        sketch[plain_name] = [tensor.dtype, tensor.shape, packed]
+    return Fingerprint(whole.hexdigest(), json.dumps(sketch, sort_keys=True, separators=(",", ":")))
+
+
+def _places(name: str, numel: int, count: int) -> Tensor:
+    """Indices into a flat tensor, the same for every checkpoint of an architecture."""
+    digest = hashlib.sha256(name.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    return torch.randint(max(numel, 1), (min(count, numel),), generator=generator)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file: dtype as safetensors spells it, shape, and its values in order, a few at a time."""
+
+    dtype: str
+    shape: list[int]
+    chunks: Callable[[], Iterator[Tensor]]
+
+
+def _stored_tensors(files: list[Path]) -> dict[str, _Stored]:
+    """Every tensor of a checkpoint by its name; nothing is read before its chunks are."""
+    return {
+        name: tensor
+        for file in files
+        for name, tensor in (_safetensors(file) if file.suffix == ".safetensors" else _pickled(file)).items()
+    }
+
+
+def _safetensors(file: Path) -> dict[str, _Stored]:
+    """Read with plain reads: pages of a mapped file count as memory of the process as long as it is open."""
+    with file.open("rb") as opened:
+        (size,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(size))
+    stored = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = (8 + size + offset for offset in entry["data_offsets"])
+            chunks = functools.partial(_read_chunks, file, name, entry["dtype"], begin, end)
+            stored[name] = _Stored(entry["dtype"], entry["shape"], chunks)
+    return stored
+
+
+def _read_chunks(file: Path, name: str, dtype: str, begin: int, end: int) -> Iterator[Tensor]:
+    """The values between two offsets of a file; unusual dtypes are left to safetensors."""
+    if dtype not in STORED:
+        with safe_open(file, "pt") as opened:
+            yield from opened.get_tensor(name).reshape(-1).split(CHUNK)
+        return
+    step = CHUNK * STORED[dtype].itemsize
+    with file.open("rb") as opened:
+        opened.seek(begin)
+        for start in range(begin, end, step):
+            yield torch.frombuffer(bytearray(opened.read(min(step, end - start))), dtype=STORED[dtype])
+
+
+def _pickled(file: Path) -> dict[str, _Stored]:
+    """The tensors of a `.bin` file."""
+    return {
+        name: _Stored(FLOATS.get(t.dtype, str(t.dtype)), list(t.shape), functools.partial(t.reshape(-1).split, CHUNK))
+        for name, t in _load_bin(file).items()
+    }
+
+
+def _load_bin(file: Path) -> dict[str, Tensor]:
+    """A pickled checkpoint, tensors only and not read before they are used."""
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+
+
+def _cache_file(files: list[Path]) -> Path:
+    """Where the result for exactly these files is kept."""
+    stats = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    key = hashlib.sha256(json.dumps([2, stats]).encode()).hexdigest()
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if root.startswith("~"):  # a user without a home
+        root = tempfile.gettempdir()
+    return Path(root) / "softprompt" / f"fingerprint-{key[:32]}.json"
+
+
+def _is_float(sketch: dict) -> bool:
+    return all(dtype in FLOATS.values() for dtype, _, _ in sketch.values())
+
+
+def _agree(left: list, right: list) -> bool:
+    """Whether two sketches of one tensor are equal up to the rounding of both precisions."""
+    if left[1] != right[1]:
+        return False
+    a, b = _unpack(left[2]), _unpack(right[2])
+    rounding = _rounding(a[1:]) + _rounding(b[1:])  # two ways of rounding to bf16 may end a whole step apart
+    return all(abs(x - y) <= rounding * max(abs(x), abs(y)) + TINY for x, y in zip(a, b, strict=False))
+
+
+def _rounding(values: tuple[float, ...]) -> float:
+    """Rounding of the coarsest dtype that holds all values exactly: an fp32 file may have come from a bf16 one."""
+    exact = torch.tensor(values)
+    return next(step for dtype, step in ROUNDING.items() if torch.equal(exact.to(dtype).float(), exact))
+
+
+def _unpack(packed: str) -> tuple[float, ...]:
+    raw = base64.b64decode(packed)
+    return struct.unpack(f"<{len(raw) // 4}f", raw)

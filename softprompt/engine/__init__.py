@@ -1,0 +1,1 @@
+"""Rows through the base behind a prompt: batches, attention, losses, decoding."""

@@ -1,0 +1,240 @@
+"""Decoding behind a prompt whose keys and values are computed once: prefill the texts, then one token at a time.
+
+transformers' `generate` prepares everything (settings, their checks, logits processors, stopping criteria, repeated
+rows) and hands it to `decode` here, through its own `custom_generate`; so ids and draws are those of its own loop.
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from softprompt.engine import bloom
+from softprompt.engine.attention import Rules
+from softprompt.engine.cache import Cache, slot_positions
+from softprompt.engine.cpu_kernels import ThinLinear
+from softprompt.engine.families import own_attention
+from softprompt.engine.forward import can_pack
+from softprompt.errors import UserError
+
+# what `decode` honours, by itself or through the processors and criteria that it is handed
+IMPLEMENTED = {
+    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "do_sample", "temperature", "top_k",
+    "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
+    "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "renormalize_logits", "forced_bos_token_id",
+    "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
+    "begin_suppress_tokens", "num_return_sequences", "pad_token_id", "bos_token_id", "eos_token_id", "streamer",
+    "generation_config",
+}  # fmt: skip
+# values that ask for nothing, besides None and False; any other setting is left to transformers' own loops
+NEUTRAL = {
+    "num_beams": 1, "num_beam_groups": 1, "use_cache": True, "guidance_scale": 1, "encoder_repetition_penalty": 1,
+    "length_penalty": 1, "diversity_penalty": 0, "encoder_no_repeat_ngram_size": 0, "cache_implementation": "hybrid",
+}  # fmt: skip
+Run = Callable[[Cache, Tensor], Tensor]  # embeddings [B, L, H] of the slots begun -> logits [B, V] of the last
+
+
+def can_decode(base_model: PreTrainedModel, settings: dict) -> bool:
+    """Whether `decode` does all that these settings, and what the base's own config says, ask for."""
+    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {"transformers_version"}
+    sources = [settings, *_configs(base_model, settings)]
+    for name in (known | settings.keys()) - IMPLEMENTED:
+        value = next((source[name] for source in sources if source.get(name) is not None), None)
+        if value is not None and value is not False and value != NEUTRAL.get(name):
+            return False
+    return can_pack(base_model)
+
+
+def text_lengths(base_model: PreTrainedModel, settings: dict, text_length: int) -> dict:
+    """Turn limits on text ids into limits on new ids, which do not depend on how the prompt is fed.
+
+    A new-token limit wins over a length, and what the caller gives over what the base's config says; with neither,
+    20 new tokens, as in transformers.
+    """
+    sources = [settings, *_configs(base_model, settings)]
+    settings, config = dict(settings), settings.get("generation_config")
+    for limit, fallback in (("max", 20), ("min", None)):
+        new, total = f"{limit}_new_tokens", f"{limit}_length"
+        chosen = next(((k, s[k]) for s in sources for k in (new, total) if s.get(k) is not None), (new, fallback))
+        settings.pop(total, None)
+        value = chosen[1] - text_length if chosen[0] == total else chosen[1]
+        if value is not None:
+            settings[new] = value if limit == "max" else max(value, 0)
+    if settings["max_new_tokens"] < 1:
+        raise UserError(f"max_length leaves no room behind {text_length} text tokens; raise it or give max_new_tokens")
+    if config is not None:
+        neither = {"max_length": None, "min_length": None}
+        settings["generation_config"] = GenerationConfig.from_dict(config.to_dict() | neither)
+    return settings
+
+
+def prompt_cache(base_model: PreTrainedModel, prompt: Tensor) -> Cache:
+    """Run the prompt `[P, H]` through the base, once for all requests: a cache of one row and P slots."""
+    slots = torch.arange(len(prompt), device=prompt.device)
+    cache = Cache(slots[None])
+    cache.begin(slots, len(prompt))
+    with running(base_model) as run:
+        run(cache, prompt[None])
+    return cache
+
+
+def decode(
+    base_model: PreTrainedModel,
+    input_ids: Tensor,
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    prompt: Cache,
+    streamer: BaseStreamer | None,
+    **model_inputs: Tensor | None,
+) -> Tensor:
+    """What `generate` calls in place of its own loop, with all but `prompt` and `streamer` prepared by it.
+
+    Args:
+        input_ids: int64 `[B, T]`, pads in front, and a last token in every row.
+        model_inputs: among them `attention_mask` `[B, T]`, 0 at pads; None without any.
+
+    Returns:
+        int64 `[B, T + new]`.
+    """
+    rows, length = input_ids.shape
+    start, limit = prompt.positions.shape[1], generation_config.max_length
+    mask = model_inputs["attention_mask"]
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    cache = Cache(slot_positions(mask, start, limit - length), prompt)
+    choose = _draw if generation_config.do_sample else functools.partial(torch.argmax, dim=-1)
+    processors = LogitsProcessorList(processor for processor in logits_processor if not _idle(processor))
+    pad = generation_config._pad_token_tensor
+    ids = torch.cat([input_ids, input_ids.new_zeros(rows, limit - length)], dim=1)  # [B, T + new]
+    unfinished = torch.ones(rows, dtype=torch.bool, device=ids.device)
+    with running(base_model) as run:
+        slots = torch.arange(start, start + length, device=ids.device)
+        logits = feed(base_model, run, cache, input_ids, slots, start + length)
+        step = one_token_steps(base_model, run, cache, ids[:, 0])
+        for end in range(length, limit):
+            chosen = choose(processors(ids[:, :end], logits.to(torch.float32, copy=True)))  # [B]
+            ids[:, end] = chosen if pad is None else torch.where(unfinished, chosen, pad)
+            unfinished &= ~stopping_criteria(ids[:, : end + 1], None)
+            if streamer is not None:
+                streamer.put(ids[:, end].cpu())
+            if not unfinished.any():
+                break
+            logits = step(ids[:, end], start + end)
+    if streamer is not None:
+        streamer.end()
+    return ids[:, : end + 1].contiguous()
+
+
+def feed(
+    base_model: PreTrainedModel, run: Run, cache: Cache, ids: Tensor, slots: Tensor, seen: int | None = None
+) -> Tensor:
+    """Logits `[B, V]` behind `ids` `[B, L]`, whose keys and values go into `slots` `[L]`."""
+    cache.begin(slots, seen)
+    return run(cache, base_model.get_input_embeddings()(ids))
+
+
+def one_token_steps(
+    base_model: PreTrainedModel, run: Run, cache: Cache, ids: Tensor
+) -> Callable[[Tensor, int], Tensor]:
+    """A function from one id per row `[B]` and its slot to logits `[B, V]`; on CUDA a recorded graph of kernels."""
+    slots = torch.arange(cache.positions.shape[1], device=ids.device)
+
+    def step(ids: Tensor, slot: int) -> Tensor:
+        return feed(base_model, run, cache, ids[:, None], slots[slot : slot + 1], slot + 1)
+
+    # recorded by hand: torch.compile would take longer to compile than one answer takes to decode
+    if ids.device.type != "cuda":
+        return step
+    try:
+        return CudaGraph(functools.partial(feed, base_model, run, cache), ids[:, None], slots[-1:])
+    except RuntimeError as error:
+        print(f"note: decoding without a CUDA graph ({str(error).splitlines()[0]})", file=sys.stderr)
+        return step
+
+
+class CudaGraph:
+    """One decoding step, recorded once and replayed for every token: a launch instead of hundreds."""
+
+    def __init__(self, feed: Callable[[Tensor, Tensor], Tensor], ids: Tensor, slots: Tensor) -> None:
+        """Record `feed(ids [B, 1], slots [1])`. It fills the slots given, which the replay for them fills again."""
+        self.ids, self.slots = ids.clone(), slots.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            feed(self.ids, self.slots)  # libraries allocate their workspaces outside the graph
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = feed(self.ids, self.slots)
+
+    def __call__(self, ids: Tensor, slot: int) -> Tensor:
+        """Logits `[B, V]` behind one id per row `[B]`; they are overwritten by the next call."""
+        self.ids.copy_(ids[:, None])
+        self.slots.fill_(slot)
+        self.graph.replay()
+        return self.logits
+
+
+@contextlib.contextmanager
+def running(base_model: PreTrainedModel) -> Iterator[Run]:
+    """How this base runs on a `Cache`, for the duration of the block."""
+    if base_model.config.model_type == "bloom":
+        with ThinLinear():
+            yield functools.partial(_run_bloom, base_model, bloom.attention_rules(base_model))
+        return
+    with own_attention(base_model), ThinLinear():
+        yield functools.partial(_run_interface, base_model)
+
+
+def _run_bloom(model: PreTrainedModel, rules: Rules, cache: Cache, embeds: Tensor) -> Tensor:
+    base, (rows, length, _) = model.transformer, embeds.shape
+    hidden = base.word_embeddings_layernorm(embeds).flatten(0, 1)  # [B * L, H]
+    last = torch.arange(length - 1, rows * length, length, device=embeds.device) if length > 1 else None
+    for depth, layer in enumerate(base.h):
+        attend = functools.partial(_attend_flat, cache, depth, rows)
+        hidden = bloom.layer_output(layer, hidden, [hidden], attend, rules, last if depth == len(base.h) - 1 else None)
+    return model.lm_head(base.ln_f(hidden))
+
+
+def _attend_flat(
+    cache: Cache, layer: int, rows: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules
+) -> Tensor:
+    """`Cache.attend` for heads `[Q, B * L, D]` -> `[B * L, Q, D]`."""
+    query, key, value = (x.unflatten(1, (rows, -1)).transpose(0, 1) for x in (query, key, value))
+    return cache.attend(layer, query, key, value, rules).transpose(1, 2).flatten(0, 1)
+
+
+def _run_interface(base_model: PreTrainedModel, cache: Cache, embeds: Tensor) -> Tensor:
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
+        return cache.attend(layer, query, key, value, rules).transpose(1, 2).contiguous()
+
+    settings = {"position_ids": cache.position_ids, "use_cache": False, "logits_to_keep": 1, "attend": attend}
+    return base_model(inputs_embeds=embeds, **settings).logits[:, -1]
+
+
+def _draw(scores: Tensor) -> Tensor:
+    """One id per row from scores `[B, V]`, as transformers draws it."""
+    return torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
+
+
+def _idle(processor: LogitsProcessor) -> bool:
+    """A min-p of 0 sorts the vocabulary to remove nothing."""
+    return isinstance(processor, MinPLogitsWarper) and processor.min_p == 0
+
+
+def _configs(base_model: PreTrainedModel, settings: dict) -> list[dict]:
+    """The caller's generation config, if any, and the base's own."""
+    return [vars(c) for c in (settings.get("generation_config"), base_model.generation_config) if c is not None]

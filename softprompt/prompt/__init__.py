@@ -1,0 +1,1 @@
+"""The [P, H] tensor, the ways to start it, and its file."""

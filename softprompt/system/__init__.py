@@ -1,0 +1,1 @@
+"""The machine around a run: disk, names, network, process."""

@@ -1,0 +1,1 @@
+"""Steps: the loop, its optimizer, schedule, checkpoints and log."""
