@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from softprompt.config.command_line import parse, quiet_libraries, run
+from softprompt.cli.program import quiet_libraries, run
+from softprompt.config.command_line import parse
 from softprompt.config.commands import GenerateConfig
 from softprompt.errors import UserError
 
@@ -28,8 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def answer_one(config: GenerateConfig) -> None:
     """Check that the question fits, and print seed, question and answers."""
     from softprompt.answering.batch import draw_seed, new_token_budget, print_answers, sample_question
-    from softprompt.base.loading import require_known_ids, require_room
-    from softprompt.data.encoding import encode_text, format_question
+    from softprompt.base.loading import require_known_ids
+    from softprompt.data.encoding import encode_text
+    from softprompt.data.template import format_question
+    from softprompt.prompt.fit import require_room
 
     instruction = read_standard_input() if config.instruction == "-" else config.instruction
     if instruction is not None and not instruction.strip():
@@ -54,7 +57,7 @@ def answer_many(config: GenerateConfig) -> None:
     """Answer every row of `--instructions` into the output file."""
     from softprompt.answering.job import answer_rows
     from softprompt.answering.output import check_answer_file
-    from softprompt.data.reading import load_questions
+    from softprompt.data.splits import load_questions
 
     check_answer_file(config)
     rows, name = load_questions(config.instructions)
@@ -64,10 +67,11 @@ def answer_many(config: GenerateConfig) -> None:
 
 def load_prompted_base(config: GenerateConfig) -> "tuple[SoftPromptModel, Base, PromptFile]":
     """The prompt file, the base it was made for, and the model of both."""
-    from softprompt.base.loading import check_same_base, load_prompt_base, resolve_device
+    from softprompt.base.device import resolve_device
     from softprompt.engine.model import SoftPromptModel
     from softprompt.prompt.embedding import SoftPromptEmbedding
     from softprompt.prompt.file import load_prompt
+    from softprompt.prompt.fit import check_same_base, load_prompt_base
 
     file = load_prompt(config.prompt_file)
     base = load_prompt_base(

@@ -5,7 +5,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from softprompt.config.command_line import parse, quiet_libraries, run
+from softprompt.cli.program import quiet_libraries, run
+from softprompt.config.command_line import parse
 from softprompt.config.commands import TrainConfig
 
 ANSWERED_TOGETHER = 8
@@ -15,10 +16,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     config = parse(TrainConfig, argv, prog="train.py", description=__doc__)
 
-    from softprompt.answering.greedy import answers_beside_references
-    from softprompt.base.loading import load_base, require_room, resolve_device
+    from softprompt.answering.batch import answers_beside_references
+    from softprompt.base.device import resolve_device
+    from softprompt.base.loading import load_base
     from softprompt.cli.text import describe_answers, describe_base, describe_passes, describe_result, describe_steps
     from softprompt.engine.model import SoftPromptModel
+    from softprompt.prompt.fit import require_room
     from softprompt.prompt.start import initial_prompt
     from softprompt.system.files import write_atomic
     from softprompt.training.checkpoint import ANSWERS_NAME, check_outputs, last_checkpoint

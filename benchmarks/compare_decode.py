@@ -26,8 +26,9 @@ from shapes import DEFAULT_CACHE, SHAPES, make_checkpoint, make_tokenizer
 from sides import BENCHMARKS, Place, run_script
 
 from softprompt import SoftPromptEmbedding, save_prompt
-from softprompt.config.command_line import quiet_libraries
-from softprompt.data.encoding import encode_text, format_question
+from softprompt.cli.program import quiet_libraries
+from softprompt.data.encoding import encode_text
+from softprompt.data.template import format_question
 
 SIDES = ("softprompt", "peft")
 QUESTION_TOKENS = {"short": (8, 24), "long": (160, 240)}

@@ -27,7 +27,7 @@ from rows import choose_rows, encoded
 from shapes import DEFAULT_CACHE, SHAPES, make_checkpoint, make_tokenizer
 from sides import Place, Run, Work, run_peer, run_script, run_softprompt
 
-from softprompt.config.command_line import quiet_libraries
+from softprompt.cli.program import quiet_libraries
 
 ROWS_PER_STEP = 8
 METHODS = {"tutorial": "prompt", "best": "prompt", "lora": "lora", "lora-all": "lora-all-linear"}

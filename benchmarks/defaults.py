@@ -25,8 +25,7 @@ from softprompt import SoftPromptModel
 from softprompt.base.loading import Base, load_base
 from softprompt.config.commands import DEFAULT_MODEL, TrainConfig
 from softprompt.data.encoding import encode_rows
-from softprompt.engine.passes import pass_losses
-from softprompt.engine.scores import row_scores, total_score
+from softprompt.engine.passes import pass_losses, row_scores, total_score
 from softprompt.prompt.start import initial_prompt
 from softprompt.training.schedule import rate_factor, rows_of_step
 

@@ -24,7 +24,7 @@ from shapes import DEFAULT_CACHE, DTYPES, SHAPES, make_checkpoint
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softprompt.config.command_line import quiet_libraries
+from softprompt.cli.program import quiet_libraries
 from softprompt.engine import bloom, forward
 from softprompt.engine.batches import Pack, cut_passes, pack_rows
 from softprompt.training import soap

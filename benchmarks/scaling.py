@@ -24,7 +24,7 @@ from shapes import bloom, make_checkpoint, make_tokenizer
 from sides import Place, Work, run_softprompt
 from transformers import PreTrainedConfig
 
-from softprompt.config.command_line import quiet_libraries
+from softprompt.cli.program import quiet_libraries
 
 QUESTION_TOKENS = 16
 LARGEST = 3  # points that the exponent is fitted to

@@ -20,7 +20,7 @@ from study_tasks import REPORTED, task
 from torch import Tensor, nn
 
 from softprompt.base.loading import Base
-from softprompt.config.command_line import quiet_libraries
+from softprompt.cli.program import quiet_libraries
 from softprompt.config.commands import OPTIMS, TrainConfig
 from softprompt.data.encoding import EncodedRow
 

@@ -17,8 +17,9 @@ from rows import choose_rows
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from softprompt.config.command_line import quiet_libraries
-from softprompt.data.encoding import Row, format_question
+from softprompt.cli.program import quiet_libraries
+from softprompt.data.reading import Row
+from softprompt.data.template import format_question
 
 DEFAULT_CACHE = Path(tempfile.gettempdir()) / "softprompt-benchmarks"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

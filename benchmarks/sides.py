@@ -12,7 +12,8 @@ from pathlib import Path
 from home import ROOT
 from rows import MAX_LENGTH, write_rows
 
-from softprompt.data.encoding import EncodedRow, Row
+from softprompt.data.encoding import EncodedRow
+from softprompt.data.reading import Row
 from softprompt.training.schedule import rows_of_step
 
 BENCHMARKS = ROOT / "benchmarks"

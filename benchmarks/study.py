@@ -27,7 +27,7 @@ from study_runs import Run, execute
 from study_smollm2 import NAME
 from study_tasks import LIMITS, REPORTED, TUNING
 
-from softprompt.config.command_line import quiet_libraries
+from softprompt.cli.program import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from softprompt.engine.model import SoftPromptModel
 from softprompt.prompt.embedding import SoftPromptEmbedding, rms
 from softprompt.prompt.file import load_prompt
 from softprompt.prompt.start import initial_prompt
-from softprompt.system.builtin import is_builtin, model_folder
+from softprompt.system.sources import is_builtin, model_folder
 from softprompt.training.trainer import Trainer
 
 MAX_LENGTH = 256

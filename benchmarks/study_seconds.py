@@ -20,7 +20,7 @@ from study_runs import MAX_LENGTH, VIRTUAL_TOKENS, loaded
 from study_smollm2 import NAME
 from study_tasks import REPORTED, task
 
-from softprompt.config.command_line import quiet_libraries
+from softprompt.cli.program import quiet_libraries
 from softprompt.system.files import write_atomic
 
 ROWS_PER_STEP = 8

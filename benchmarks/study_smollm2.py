@@ -14,7 +14,7 @@ import torch
 from shapes import DEFAULT_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from softprompt.config.command_line import quiet_libraries
+from softprompt.cli.program import quiet_libraries
 
 NAME = "smollm2-135m"
 

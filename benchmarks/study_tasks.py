@@ -16,7 +16,7 @@ from unittest.mock import patch
 from home import ROOT
 from study_words import categories, past_tenses
 
-from softprompt.data.encoding import Row
+from softprompt.data.reading import Row
 
 sys.path.append(str(ROOT / "scripts"))
 

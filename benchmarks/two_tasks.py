@@ -23,10 +23,10 @@ from manners import TASKS, answers  # noqa: E402
 from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt  # noqa: E402
 from softprompt.answering.batch import generate_answers  # noqa: E402
 from softprompt.base.loading import Base, load_base  # noqa: E402
-from softprompt.config.command_line import quiet_libraries  # noqa: E402
+from softprompt.cli.program import quiet_libraries  # noqa: E402
 from softprompt.config.commands import DEFAULT_MODEL, GenerateConfig  # noqa: E402
-from softprompt.data.encoding import Row  # noqa: E402
-from softprompt.data.reading import load_table  # noqa: E402
+from softprompt.data.reading import Row  # noqa: E402
+from softprompt.data.splits import load_table  # noqa: E402
 
 SPLITS = {"validation": "held-out rows", "test": "questions never pre-trained"}
 

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from softprompt.config.command_line import run
+from softprompt.cli.program import run
 from softprompt.errors import UserError
 
 # each module has a `main(argv)` and says in its first line what it does

@@ -16,7 +16,7 @@ import torch
 
 from softprompt.__main__ import COMMANDS
 from softprompt.__main__ import main as package_main
-from softprompt.config import command_line
+from softprompt.cli.program import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,7 +51,7 @@ def run_command(capfd: pytest.CaptureFixture, program: str, *argv: object) -> Re
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     main = main_of(program)
     try:
-        status = command_line.run(lambda: main([str(word) for word in argv]), prog=name_of(program))
+        status = run(lambda: main([str(word) for word in argv]), prog=name_of(program))
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)

@@ -8,7 +8,9 @@ from conftest import FAMILIES, ROWS, make_model
 from test_evaluation import PAD, logits_of, prompt_of, with_prompt
 
 from softprompt.analysis.choices import actual_choices, best_choices, choice_log_probabilities, encode_choices
-from softprompt.data.encoding import Row, encode_text, format_question
+from softprompt.data.encoding import encode_text
+from softprompt.data.reading import Row
+from softprompt.data.template import format_question
 from softprompt.errors import UserError
 
 CHOICES = ("red", "reddish", "a much longer label", "é")  # one begins another

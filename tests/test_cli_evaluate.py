@@ -15,8 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from softprompt import SoftPromptEmbedding, load_prompt, save_prompt
 from softprompt.base.loading import load_base
 from softprompt.data.encoding import EncodedRow, encode_rows
-from softprompt.data.reading import load_split
 from softprompt.data.row_hashes import sketch_of
+from softprompt.data.splits import load_split
 
 BUILTIN = "builtin:bloom-small@1"
 TEXT = "Say it politely, please."

@@ -17,9 +17,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt, save_prompt
 from softprompt.answering import job
 from softprompt.base.loading import load_base
-from softprompt.data.encoding import encode_text, format_question
-from softprompt.data.reading import load_table
-from softprompt.engine.padding import plan_batches
+from softprompt.data.encoding import encode_text
+from softprompt.data.splits import load_table
+from softprompt.data.template import format_question
+from softprompt.engine.batches import plan_batches
 
 QUESTIONS = [{name: row[name] for name in ("instruction", "input")} for row in ROWS]
 QUESTIONS[3]["instruction"] = "说 “一”\u2028 and é, \\ and \n"

@@ -12,7 +12,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 
 from softprompt import SoftPromptEmbedding, UserError, load_prompt, save_prompt
 from softprompt.config.commands import TrainConfig
-from softprompt.data.reading import load_splits
+from softprompt.data.splits import load_splits
 
 
 @pytest.fixture

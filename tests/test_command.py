@@ -12,8 +12,8 @@ import pytest
 from commands import ROOT, main_of, name_of, run_python
 
 from softprompt.__main__ import COMMANDS
+from softprompt.cli.program import MEMORY_ADVICE, run
 from softprompt.config import command_line
-from softprompt.config.command_line import MEMORY_ADVICE
 from softprompt.config.commands import EvaluateConfig, GenerateConfig, InspectConfig, SweepConfig, TrainConfig
 from softprompt.config.options import flag
 from softprompt.errors import Interrupted, UserError
@@ -254,7 +254,7 @@ def test_wrong_values_name_the_flag(program, case, capsys):
 @pytest.mark.parametrize("program", CONFIGS)
 def test_wrong_flag_through_the_command(program, capsys):
     main = main_of(program)
-    assert command_line.run(lambda: main(["--nonsense"]), prog=name_of(program)) == 2
+    assert run(lambda: main(["--nonsense"]), prog=name_of(program)) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1
     assert err.startswith(f"{name_of(program)}: error: ") and "--nonsense" in err and "--help" in err
@@ -286,36 +286,36 @@ def raising(error):
     ],
 )
 def test_exit_statuses(error, status, line, capsys):
-    assert command_line.run(raising(error), prog="x.py") == status
+    assert run(raising(error), prog="x.py") == status
     assert capsys.readouterr() == ("", f"x.py: {line}\n")
 
 
 def test_exit_status_of_success(capsys):
-    assert command_line.run(lambda: print("done"), prog="x.py") == 0
+    assert run(lambda: print("done"), prog="x.py") == 0
     assert capsys.readouterr() == ("done\n", "")
 
 
 @pytest.mark.parametrize("error", [KeyError("ours"), RuntimeError("shape mismatch"), ValueError("ours")], ids=repr)
 def test_bugs_are_not_hidden(error):
     with pytest.raises(type(error)):
-        command_line.run(raising(error), prog="x.py")
+        run(raising(error), prog="x.py")
 
 
 def test_a_bug_is_a_traceback_and_status_1(tmp_path):
-    code = "import sys; from softprompt.config.command_line import run; sys.exit(run(lambda: {}['gone'], prog='x.py'))"
+    code = "import sys; from softprompt.cli.program import run; sys.exit(run(lambda: {}['gone'], prog='x.py'))"
     done = run_python(code, tmp_path)
     assert done.returncode == 1 and "Traceback" in done.stderr and "KeyError: 'gone'" in done.stderr
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(signum, status, capsys):
-    assert command_line.run(lambda: os.kill(os.getpid(), signum), prog="x.py") == status
+    assert run(lambda: os.kill(os.getpid(), signum), prog="x.py") == status
     assert capsys.readouterr().err == f"x.py: {signal.Signals(signum).name}: stopped\n"
 
 
 def test_reader_that_goes_away(tmp_path):
     code = (
-        "import sys; from softprompt.config.command_line import run\n"
+        "import sys; from softprompt.cli.program import run\n"
         "def main():\n    for _ in range(100_000): print('line')\n"
         "sys.exit(run(main, prog='x.py'))"
     )

@@ -9,7 +9,7 @@ import pytest
 from commands import run_python, snapshot
 from datasets import Dataset, DatasetDict
 
-from softprompt.data.reading import load_split, load_splits
+from softprompt.data.splits import load_split, load_splits
 from softprompt.errors import UserError
 
 TEXTS = [
@@ -349,9 +349,9 @@ def test_hub_that_never_answers(tmp_path):
     code = """
 import time
 from softprompt.base.loading import load_base
-from softprompt.data.reading import load_splits
+from softprompt.data.splits import load_splits
 from softprompt.errors import UserError
-from softprompt.config.command_line import quiet_libraries
+from softprompt.cli.program import quiet_libraries
 quiet_libraries()
 for ask in (
     lambda: load_splits("owner/rows", eval_data=None, eval_fraction=None, seed=1),

@@ -7,7 +7,9 @@ from conftest import make_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from softprompt.data.encoding import EncodedRow, Row, encode_row, encode_rows, encode_text, format_question, require_eos
+from softprompt.data.encoding import EncodedRow, encode_row, encode_rows, encode_text, require_eos
+from softprompt.data.reading import Row
+from softprompt.data.template import format_question
 from softprompt.errors import UserError
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]

@@ -17,7 +17,8 @@ from softprompt import SoftPromptEmbedding, SoftPromptModel
 from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.engine import attention
 from softprompt.engine.batches import pack_rows
-from softprompt.engine.forward import THROUGH_INTERFACE, attention_note, can_pack, pack_hidden_states, pack_loss
+from softprompt.engine.families import THROUGH_INTERFACE, can_pack
+from softprompt.engine.forward import attention_note, pack_hidden_states, pack_loss
 from softprompt.engine.passes import pass_losses
 
 COUNTS = (1, 4, 40)  # one virtual token, a few, more than any row has text

@@ -5,10 +5,10 @@ import torch
 from conftest import FAMILIES, HIDDEN_SIZE, ROWS, VOCAB_SIZE, make_model
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel
-from softprompt.answering.greedy import answers_beside_references, greedy_answers
-from softprompt.data.encoding import EncodedRow, Row, encode_question, encode_rows
-from softprompt.engine.passes import pass_losses
-from softprompt.engine.scores import Score, row_scores, total_score
+from softprompt.answering.batch import answers_beside_references, greedy_answers
+from softprompt.data.encoding import EncodedRow, encode_question, encode_rows
+from softprompt.data.reading import Row
+from softprompt.engine.passes import Score, pass_losses, row_scores, total_score
 
 PAD = 3
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from softprompt import UserError
 from softprompt.base import fingerprint as fingerprints
 from softprompt.base.fingerprint import describe_difference, fingerprint, weight_files
-from softprompt.base.loading import check_same_base, load_base
+from softprompt.base.loading import load_base
+from softprompt.prompt.fit import check_same_base
 
 PRECISION = "the same base in another precision"
 

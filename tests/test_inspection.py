@@ -13,12 +13,12 @@ from conftest import HIDDEN_SIZE, VOCAB_SIZE, make_model, make_tokenizer
 from softprompt import SoftPromptEmbedding, save_prompt
 from softprompt.__main__ import main
 from softprompt.analysis import vectors
-from softprompt.analysis.vectors import nearest_tokens, start_of, token_text, vocabulary_rms, why_no_start
+from softprompt.analysis.vectors import nearest_tokens, token_text, vocabulary_rms
 from softprompt.base.loading import load_base
 from softprompt.cli.columns import display_width, fields, fit, wrap
 from softprompt.config.commands import TrainConfig
 from softprompt.data.encoding import EncodedRow
-from softprompt.prompt.start import initial_prompt
+from softprompt.prompt.start import initial_prompt, start_of, why_no_start
 
 RUN = [
     {"step": 0, "eval_loss": 2.0, "eval": "without a prompt"},

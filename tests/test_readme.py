@@ -35,10 +35,3 @@ def test_named_files_exist():
     names = set(re.findall(r"`((?:softprompt|benchmarks|scripts|tests)/[\w./-]+)`", README))
     assert len(names) > 10
     assert [name for name in names if not (ROOT / name).exists()] == []
-
-
-def test_module_order_is_the_tested_one():
-    from test_house import ORDER
-
-    (told,) = re.findall(r"\(a test checks this\):\n(.*?)\n", README)
-    assert [word for names in re.findall(r"`([^`]+)`", told) for word in names.split()] == ORDER

@@ -11,7 +11,7 @@ from commands import Result, assert_one_line, main_of, snapshot
 
 from softprompt import load_prompt
 from softprompt.cli import sweep as sweep_command
-from softprompt.config import command_line
+from softprompt.cli.program import run as run_program
 from softprompt.config.commands import SweepConfig
 from softprompt.errors import Interrupted
 from softprompt.training import sweep
@@ -40,7 +40,7 @@ def searched(capfd, model_folder, rows_file, tmp_path, monkeypatch):
             "fp32",
         ]
         argv = [str(word) for word in [*fixed, *GRID, *words]]
-        status = command_line.run(lambda: sweep_command.main(argv), prog="softprompt")
+        status = run_program(lambda: sweep_command.main(argv), prog="softprompt")
         return Result(status, *capfd.readouterr())
 
     return run
@@ -179,5 +179,5 @@ def test_nothing_that_is_there_is_replaced(searched, tmp_path):
 
 def test_without_held_out_rows_there_is_nothing_to_choose_by(searched, model_folder, rows_file, capfd):
     argv = ["--model", str(model_folder), "--data", str(rows_file)]
-    status = command_line.run(lambda: sweep_command.main(argv), prog="softprompt")
+    status = run_program(lambda: sweep_command.main(argv), prog="softprompt")
     assert_one_line(Result(status, *capfd.readouterr()), "--eval-data", "--eval-fraction")

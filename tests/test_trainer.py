@@ -9,13 +9,13 @@ from conftest import HIDDEN_SIZE, make_model, make_tokenizer
 from transformers import get_scheduler
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError, load_prompt
-from softprompt.base.loading import load_base, resolve_precision
+from softprompt.base.device import resolve_precision
+from softprompt.base.loading import load_base
 from softprompt.cli.text import describe_passes, describe_steps
 from softprompt.config.commands import TrainConfig
 from softprompt.data.encoding import encode_rows
-from softprompt.data.reading import load_splits
-from softprompt.engine.passes import tokens_that_fit
-from softprompt.engine.scores import row_scores, total_score
+from softprompt.data.splits import load_splits
+from softprompt.engine.passes import row_scores, tokens_that_fit, total_score
 from softprompt.training.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATES, PromptOptimizer
 from softprompt.training.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.training.trainer import Trainer
@@ -309,6 +309,6 @@ def test_a_run_says_how_its_rows_go_through_the_base(model_folder, rows_file, tm
     ("has_bf16", "hidden_size", "chosen"), [(True, 512, "bf16"), (True, 192, "fp32"), (False, 4096, "fp32")]
 )
 def test_auto_holds_wide_bases_in_bf16_where_the_cpu_multiplies_it(monkeypatch, has_bf16, hidden_size, chosen):
-    monkeypatch.setattr("softprompt.base.loading.cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr("softprompt.base.device.cpu_has_bf16", lambda: has_bf16)
     assert resolve_precision("auto", CPU, hidden_size) == chosen
     assert resolve_precision("fp16", CPU, hidden_size) == "fp16"

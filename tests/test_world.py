@@ -12,7 +12,7 @@ sys.path.append(str(ROOT / "scripts"))
 from manners import MANNERS, TASKS, answers  # noqa: E402
 from world import questions  # noqa: E402
 
-from softprompt.system.builtin import MODELS, SAMPLE_QUESTION, data_folder  # noqa: E402
+from softprompt.system.sources import MODELS, SAMPLE_QUESTION, data_folder  # noqa: E402
 
 SIZES = {"train": 2000, "validation": 240, "test": 200}
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from softprompt.data.encoding import EncodedRow, Row, encode_row
+from softprompt.data.encoding import EncodedRow, encode_row
+from softprompt.data.reading import Row
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.scores import row_scores
+from softprompt.engine.passes import row_scores
 from softprompt.errors import UserError
 
 

@@ -8,17 +8,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from softprompt.analysis.choices import actual_choices, choice_log_probabilities, encode_choices
-from softprompt.answering.greedy import greedy_answers
-from softprompt.base.loading import Base, check_same_base, require_known_ids, require_room
-from softprompt.config.command_line import is_out_of_memory
+from softprompt.answering.batch import greedy_answers
+from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import EvaluateConfig
-from softprompt.data.encoding import EncodedRow, Row, encode_question, encode_rows
+from softprompt.data.encoding import EncodedRow, encode_question, encode_rows
+from softprompt.data.reading import Row
 from softprompt.data.row_hashes import hashes_of, read_sketches, share_among
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.scores import Score, row_scores
+from softprompt.engine.passes import Score, row_scores
 from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.file import PromptFile, load_prompt
+from softprompt.prompt.fit import check_same_base, require_room
+from softprompt.system.process import is_out_of_memory
 
 NO_PROMPT, TEXT_PROMPT = "no prompt", "text prompt"
 ROWS_BETWEEN_MOVES = 128  # of the bar

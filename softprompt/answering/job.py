@@ -16,14 +16,16 @@ from tqdm import tqdm
 
 from softprompt.answering.batch import draw_seed, generate_batch, new_token_budget, text_of
 from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
-from softprompt.base.loading import Base, context_limit, require_known_ids, require_room
-from softprompt.config.command_line import is_out_of_memory
+from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import GenerateConfig
 from softprompt.config.options import flag
-from softprompt.data.encoding import Row, encode_question
+from softprompt.data.encoding import encode_question
+from softprompt.data.reading import Row
+from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.padding import plan_batches
 from softprompt.errors import Interrupted, UserError
+from softprompt.prompt.fit import context_limit, require_room
+from softprompt.system.process import is_out_of_memory
 from softprompt.training.checkpoint import check_same_recipe
 
 # options that decide the answers; how many rows share a batch may change when a run goes on

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from softprompt.config.commands import GenerateConfig
 from softprompt.errors import UserError
-from softprompt.system import builtin, sources
+from softprompt.system import sources
 from softprompt.system.files import require_writable, write_atomic
 
 KIND = "softprompt answers"
@@ -70,8 +70,8 @@ def answers_path(config: GenerateConfig) -> Path:
     if config.output_file is not None:
         return Path(config.output_file)
     name = config.instructions
-    if builtin.is_builtin(name) or not sources.is_path(name):
-        return Path(f"{name.removeprefix(builtin.PREFIX).rsplit('/', 1)[-1]}.answers.jsonl")
+    if sources.is_builtin(name) or not sources.is_path(name):
+        return Path(f"{name.removeprefix(sources.PREFIX).rsplit('/', 1)[-1]}.answers.jsonl")
     rows = sources.local_path(name, "--instructions")
     if rows.name in ("", ".."):
         rows = rows.resolve()
@@ -135,7 +135,7 @@ def refuse_sources(path: Path, *, prompt_files: Sequence[str], rows: str, flag: 
     target = path.resolve()
     if target in [Path(name).resolve() for name in prompt_files]:
         raise UserError(f"--output-file {path}: is the --prompt-file; name another")
-    if sources.is_path(rows) and not builtin.is_builtin(rows):
+    if sources.is_path(rows) and not sources.is_builtin(rows):
         source = sources.local_path(rows, flag).resolve()
         if target == source or (source.is_dir() and source in target.parents):
             raise UserError(f"--output-file {path}: is among the {flag} {rows}; name another")

@@ -21,7 +21,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers import (
+    PreTrainedTokenizerBase,
+)
 
+from softprompt.data.encoding import encode_text
 from softprompt.errors import UserError
 from softprompt.system.files import write_atomic
 
@@ -231,3 +235,13 @@ def _rounding(values: tuple[float, ...]) -> float:
 def _unpack(packed: str) -> tuple[float, ...]:
     raw = base64.b64decode(packed)
     return struct.unpack(f"<{len(raw) // 4}f", raw)
+
+
+PROBE = "Human: 1 + 2 = 3？\n你好, tokenizer! été\n\nAssistant: "
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of the vocabulary and of how it cuts a sample; unlike the files', it survives saving by another version."""
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    content = [vocab, tokenizer.eos_token_id, encode_text(PROBE, tokenizer)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,7 +1,6 @@
 """The frozen base: find it, load it in one precision on one device, and say which base it is."""
 
 import functools
-import hashlib
 import json
 import pickle
 from collections.abc import Iterable
@@ -21,17 +20,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from softprompt.base.fingerprint import Fingerprint, describe_difference, fingerprint, weight_files
-from softprompt.data.encoding import encode_text, require_eos
+from softprompt.base.device import DTYPES, resolve_precision
+from softprompt.base.fingerprint import Fingerprint, fingerprint, tokenizer_sha256, weight_files
+from softprompt.data.encoding import require_eos
 from softprompt.errors import UserError
-from softprompt.system import builtin, sources
+from softprompt.system import sources
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-# Narrower bases are faster in fp32 on a CPU, whose bf16 kernels are made anew for every shape that a step brings: a
-# whole default run on the shipped base, 192 wide, took 8.6 s in fp32 and 13.8 in bf16
-BF16_HIDDEN_SIZE = 512
-PROBE = "Human: 1 + 2 = 3？\n你好, tokenizer! été\n\nAssistant: "
 
 
 @dataclass(frozen=True)
@@ -96,79 +91,6 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
     return Base(model, tokenizer, name, revision, precision, device, notes, pending)
 
 
-def load_prompt_base(
-    metadata: dict[str, str], *, prompt_file: str, model: str | None, device: torch.device, precision: str
-) -> Base:
-    """The base that `model` names, or else the very one that a prompt file does.
-
-    Raises:
-        UserError: neither names one, or as `load_base`.
-    """
-    if model:
-        return load_base(model, device=device, precision=precision)
-    name = metadata.get("base")
-    if not name:
-        raise UserError(f"{prompt_file}: does not say which base it was made for; pass --model")
-    try:
-        return load_base(name, device=device, precision=precision, revision=metadata.get("base_revision") or None)
-    except UserError as error:
-        raise UserError(f"{prompt_file} was trained on {name}: {error}; or pass --model") from error
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is one, else the CPU.
-
-    Raises:
-        UserError: an unknown device, or CUDA where there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: no such device; use cpu, cuda, cuda:N or auto") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: softprompt runs on cpu and cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
-    return device
-
-
-def resolve_precision(precision: str, device: torch.device, hidden_size: int) -> str:
-    """`auto` is bf16 where the hardware computes in it and it pays, fp16 on older CUDA cards, else fp32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_has_bf16() and hidden_size >= BF16_HIDDEN_SIZE else "fp32"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 matrices itself; emulated, they are hundreds of times slower than fp32."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-def context_limit(model: PreTrainedModel) -> int | None:
-    """Most positions, virtual and text, that the config states; None if it states none (BLOOM's ALiBi)."""
-    config = model.config.get_text_config()
-    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
-    return next((limit for limit in limits if limit), None)
-
-
-def require_room(model: PreTrainedModel, num_virtual_tokens: int, text_tokens: int, *, flag: str) -> None:
-    """Raise `UserError` if P virtual tokens and `text_tokens` exceed the base's context, naming all three numbers."""
-    limit = context_limit(model)
-    if limit is None:
-        vocab_size = model.get_input_embeddings().weight.shape[0]
-        if num_virtual_tokens > vocab_size:
-            raise UserError(f"--virtual-tokens {num_virtual_tokens}: more than the base's {vocab_size} vocabulary rows")
-    elif num_virtual_tokens + text_tokens > limit:
-        raise UserError(
-            f"{flag}: {num_virtual_tokens} virtual tokens + {text_tokens} text tokens exceed the base's context"
-            f" of {limit}; use fewer virtual tokens or a smaller {flag}"
-        )
-
-
 def require_known_ids(base: Base, ids: Iterable[int]) -> None:
     """Raise `UserError` if the tokenizer gives ids, or an eos id, that the base has no embedding for."""
     size = base.model.get_input_embeddings().weight.shape[0]
@@ -177,42 +99,10 @@ def require_known_ids(base: Base, ids: Iterable[int]) -> None:
         raise UserError(f"--model {base.name}: its tokenizer gives id {largest}, its embedding has {size} rows")
 
 
-def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of the vocabulary and of how it cuts a sample; unlike the files', it survives saving by another version."""
-    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    content = [vocab, tokenizer.eos_token_id, encode_text(PROBE, tokenizer)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def check_same_base(metadata: dict[str, str], base: Base, *, prompt_file: str, allow_other: bool) -> str:
-    """Refuse a prompt that was trained on another base; returns a remark worth printing, or "".
-
-    Raises:
-        UserError: the width differs, or the base or tokenizer does and `allow_other` is false.
-    """
-    width = base.model.get_input_embeddings().weight.shape[1]
-    if metadata["hidden_size"] != str(width):
-        trained = f"{metadata.get('base', 'an unknown base')} (hidden size {metadata['hidden_size']})"
-        raise UserError(f"{prompt_file}: trained on {trained}, which does not fit {base.name} (hidden size {width})")
-    if "base_sha256" not in metadata and not allow_other:
-        raise UserError(f"{prompt_file}: does not say which weights it was trained on; try --allow-other-base")
-    stored = Fingerprint(metadata.get("base_sha256", ""), metadata.get("base_sketch", "{}"))
-    difference = describe_difference(base.fingerprint, stored)
-    same_tokens = metadata.get("tokenizer_sha256") == tokenizer_sha256(base.tokenizer)
-    if difference is not None and same_tokens:
-        return difference
-    what = "another base" if difference is None else "another tokenizer"
-    sides = f"trained on {metadata.get('base', 'an unnamed base')} [{stored.sha256[:12]}]"
-    sides += f", this is {base.name} [{base.fingerprint.sha256[:12]}]"
-    if not allow_other:
-        raise UserError(f"{prompt_file}: made for {what} ({sides}); pass --model, or --allow-other-base to try anyway")
-    return f"{what} ({sides}), allowed by --allow-other-base"
-
-
 def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     """Folder and revision of a base; local folders have no revision."""
-    if builtin.is_builtin(name):
-        return builtin.model_folder(name), ""
+    if sources.is_builtin(name):
+        return sources.model_folder(name), ""
     if not sources.is_path(name):
         return sources.model_snapshot(name, revision)
     folder = sources.local_path(name, "--model")

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softprompt.answering.output import refuse_sources
-from softprompt.config.command_line import parse, quiet_libraries
+from softprompt.cli.program import quiet_libraries
+from softprompt.config.command_line import parse
 from softprompt.config.commands import EvaluateConfig
 from softprompt.errors import UserError
 from softprompt.system.files import require_writable, write_atomic
@@ -24,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_sides,
     )
     from softprompt.analysis.table import describe_figures, figures_of, to_json
-    from softprompt.base.loading import load_prompt_base, resolve_device
+    from softprompt.base.device import resolve_device
     from softprompt.cli.text import describe_base, describe_split
-    from softprompt.data.reading import load_split
+    from softprompt.data.splits import load_split
+    from softprompt.prompt.fit import load_prompt_base
 
     quiet_libraries()
     check_output_file(config)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softprompt.cli.columns import COLUMNS, display_width, fields, fit, visible
-from softprompt.config.command_line import parse, quiet_libraries
+from softprompt.cli.program import quiet_libraries
+from softprompt.config.command_line import parse
 from softprompt.config.commands import InspectConfig
 from softprompt.errors import UserError
 from softprompt.system.files import require_writable, write_atomic
@@ -85,7 +86,7 @@ def load_base_of(file: "PromptFile", config: InspectConfig) -> "tuple[Base, bool
     """The base that the prompt is compared with, and whether the prompt was trained on it."""
     import torch
 
-    from softprompt.base.loading import check_same_base, load_prompt_base
+    from softprompt.prompt.fit import check_same_base, load_prompt_base
 
     settings = {"prompt_file": config.prompt_file, "model": config.model, "precision": "auto"}
     base = load_prompt_base(file.metadata, device=torch.device("cpu"), **settings)
@@ -123,8 +124,9 @@ def describe_vectors(
     file: "PromptFile", training: dict[str, object], base: "Base", *, num_nearest: int, is_own_base: bool
 ) -> str:
     """Norms, and for each virtual token its nearest vocabulary tokens and its movement."""
-    from softprompt.analysis.vectors import nearest_tokens, start_of, token_text, vocabulary_rms, why_no_start
+    from softprompt.analysis.vectors import nearest_tokens, token_text, vocabulary_rms
     from softprompt.prompt.embedding import rms
+    from softprompt.prompt.start import start_of, why_no_start
 
     embedding = base.model.get_input_embeddings()
     vocab_size = len(embedding.weight)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from softprompt.config.command_line import parse, quiet_libraries
+from softprompt.cli.program import quiet_libraries
+from softprompt.config.command_line import parse
 from softprompt.config.commands import SweepConfig
 from softprompt.errors import UserError
 
@@ -15,8 +16,10 @@ def main(argv: Sequence[str]) -> None:
     """Search as the command line says."""
     config = parse(SweepConfig, argv, prog="python -m softprompt sweep", description=__doc__)
 
-    from softprompt.base.loading import load_base, require_room, resolve_device
+    from softprompt.base.device import resolve_device
+    from softprompt.base.loading import load_base
     from softprompt.cli.text import describe_base
+    from softprompt.prompt.fit import require_room
     from softprompt.training.rows import encode_splits, load_rows
     from softprompt.training.sweep import Search
 

@@ -9,7 +9,8 @@ from softprompt.analysis.statistics import exact_match
 from softprompt.base.loading import Base
 from softprompt.config.commands import TrainConfig
 from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.engine.forward import attention_note, can_pack
+from softprompt.engine.families import can_pack
+from softprompt.engine.forward import attention_note
 from softprompt.training.checkpoint import ANSWERS_NAME
 from softprompt.training.selection import Result
 from softprompt.training.trainer import Trainer

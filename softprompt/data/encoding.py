@@ -5,19 +5,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.data.reading import Row
+from softprompt.data.template import format_question
 from softprompt.errors import UserError
 
 IGNORE_INDEX = -100
-
-
-@dataclass(frozen=True)
-class Row:
-    """One Alpaca row; `number` is its place in the file, from 1, for messages."""
-
-    instruction: str
-    input: str
-    output: str
-    number: int
 
 
 @dataclass(frozen=True)
@@ -31,11 +23,6 @@ class EncodedRow:
     def num_supervised(self) -> int:
         """Labels that count in the loss."""
         return sum(label != IGNORE_INDEX for label in self.labels)
-
-
-def format_question(instruction: str, input: str) -> str:
-    """The text before the response. An empty input leaves no blank line."""
-    return "\n".join(["Human: " + instruction, input]).strip() + "\n\nAssistant: "
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -25,8 +25,7 @@ from softprompt.engine import bloom
 from softprompt.engine.attention import Rules
 from softprompt.engine.cache import Cache, slot_positions
 from softprompt.engine.cpu_kernels import ThinLinear
-from softprompt.engine.families import own_attention
-from softprompt.engine.forward import can_pack
+from softprompt.engine.families import can_pack, own_attention
 from softprompt.errors import UserError
 
 # what `decode` honours, by itself or through the processors and criteria that it is handed

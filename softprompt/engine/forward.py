@@ -5,38 +5,16 @@ Everything here is the same computation as running every row alone behind the pr
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompt.engine import bloom, flex_attention
 from softprompt.engine.attention import Layout, Rules, attend
 from softprompt.engine.batches import Pack
-from softprompt.engine.families import own_attention
+from softprompt.engine.families import own_attention, recomputed_layers
 from softprompt.engine.loss import Head, head_cross_entropy, head_scores
-from softprompt.errors import UserError
-
-# the families whose packs are tested against the untouched model, row by row
-THROUGH_INTERFACE = {
-    "cohere", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi", "qwen2", "qwen3",
-    "starcoder2",
-}  # fmt: skip
-# rotary embeddings whose angles depend on the longest row of a batch, so that rows would not be independent
-BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-
-
-def can_pack(base_model: PreTrainedModel) -> bool:
-    """Whether packs of this base are exact; otherwise rows go through it as padded batches."""
-    config = base_model.config
-    if config.model_type == "bloom":
-        return True
-    if getattr(config, "use_bidirectional_attention", False) or _rope_types(config) & BATCH_DEPENDENT_ROPE:
-        return False
-    return config.model_type in THROUGH_INTERFACE
 
 
 def attention_note(base_model: PreTrainedModel) -> str | None:
@@ -110,54 +88,9 @@ def _through_interface(
     return hidden[0, places]
 
 
-def recomputable_layers(base_model: PreTrainedModel) -> list[nn.Module]:
-    """The layers that gradient checkpointing runs twice.
-
-    Raises:
-        UserError: there are none.
-    """
-    layers = [module for module in base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise UserError(f"--gradient-checkpointing: {type(base_model).__name__} has no layers that can be recomputed")
-    return layers
-
-
-@contextlib.contextmanager
-def recomputed_layers(
-    base_model: PreTrainedModel, around: Callable[[PreTrainedModel], contextlib.AbstractContextManager] | None = None
-) -> Iterator[None]:
-    """Gradient checkpointing for a base in eval mode, where transformers' own switch does nothing.
-
-    Every layer's forward is wrapped for the duration of the block: its activations are recomputed in the backward
-    pass (Chen et al., 2016), and all weights and modes stay as they are.
-
-    Args:
-        around: a context that both runs of a layer need; the second comes when this block has long been left.
-    """
-    layers = recomputable_layers(base_model)
-
-    def within(forward: Callable, *arguments, **settings):
-        with around(base_model) if around else contextlib.nullcontext():
-            return forward(*arguments, **settings)
-
-    for layer in layers:
-        layer.forward = functools.partial(checkpoint, functools.partial(within, layer.forward), use_reentrant=False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
 def _attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
     """With one kernel on CUDA where it works, else row by row."""
     heads = (query.shape[0], key.shape[0], query.shape[-1])
     if query.is_cuda and flex_attention.problem(query.device, query.dtype, *heads) is None:
         return flex_attention.flex_attend(query, key, value, layout, rules)
     return attend(query, key, value, layout, rules)
-
-
-def _rope_types(config: object) -> set[str]:
-    """The kinds of rotary embedding that a config asks for, of all kinds of layers."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return {entry.get("rope_type", "") for entry in (parameters, *parameters.values()) if isinstance(entry, dict)}

@@ -1,8 +1,10 @@
 """A set of rows as few forward passes: packs where the base offers a way for them, else padded batches."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.engine.batches import cut_passes, pack_rows
-from softprompt.engine.forward import can_pack, pack_loss, pack_scores, recomputed_layers
+from softprompt.engine.batches import cut_passes, pack_rows, pad_rows
+from softprompt.engine.families import can_pack, recomputed_layers
+from softprompt.engine.forward import pack_loss, pack_scores
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.padding import pad_rows
 
 # numbers kept for the backward pass, per token and layer in units of H: BLOOM's 11, others up to about three times
 KEPT_PER_LAYER = 32
@@ -113,3 +115,54 @@ def _label_logits(model: SoftPromptModel | PreTrainedModel, batch: dict[str, Ten
         return model.label_logits(**batch)
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits  # [B, T, V]
     return logits[:, :-1], batch["labels"][:, 1:]
+
+
+# of one pass; fixed numbers, so that the figures do not depend on the training flags
+TOKENS_PER_PASS = 2048
+
+
+ROWS_PER_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one row or of many: cross-entropy summed over the supervised tokens, and how many were the most probable."""
+
+    loss_sum: float
+    num_correct: int
+    num_supervised: int
+
+    @property
+    def loss(self) -> float:
+        """Cross-entropy per supervised token."""
+        return self.loss_sum / self.num_supervised
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the supervised tokens that are the most probable id at their place."""
+        return self.num_correct / self.num_supervised
+
+
+def row_scores(
+    model: SoftPromptModel | PreTrainedModel, rows: Sequence[EncodedRow], *, pad_token_id: int
+) -> list[Score]:
+    """The score of every row, in the order of `rows`.
+
+    Args:
+        model: a base with a prompt, or a base alone.
+    """
+    limits = {"max_tokens": TOKENS_PER_PASS, "rows_per_batch": ROWS_PER_BATCH}
+    scores = {
+        id(row): Score(math.fsum(losses.tolist()), int(hits.sum()), len(losses))
+        for row, losses, hits in pass_scores(model, rows, pad_token_id=pad_token_id, **limits)
+    }
+    return [scores[id(row)] for row in rows]
+
+
+def total_score(scores: Sequence[Score]) -> Score:
+    """One score for all rows: sums, to be divided once."""
+    return Score(
+        math.fsum(score.loss_sum for score in scores),
+        sum(score.num_correct for score in scores),
+        sum(score.num_supervised for score in scores),
+    )

@@ -6,8 +6,9 @@ from softprompt.base.loading import Base, require_known_ids
 from softprompt.cli.text import describe_row, describe_split
 from softprompt.config.commands import SweepConfig, TrainConfig
 from softprompt.config.options import flag
-from softprompt.data.encoding import EncodedRow, Row, encode_rows, without_copies
-from softprompt.data.reading import Splits, load_splits
+from softprompt.data.encoding import EncodedRow, encode_rows, without_copies
+from softprompt.data.reading import Row
+from softprompt.data.splits import Splits, load_splits
 from softprompt.errors import UserError
 
 

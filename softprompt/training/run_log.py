@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from softprompt.config.command_line import drop_output
 from softprompt.system.files import write_atomic
+from softprompt.system.process import drop_output
 
 
 class Progress:

@@ -22,7 +22,7 @@ from softprompt.config.commands import SweepConfig, TrainConfig
 from softprompt.config.options import flag
 from softprompt.data.row_hashes import rows_sha256
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.scores import row_scores, total_score
+from softprompt.engine.passes import row_scores, total_score
 from softprompt.errors import Diverged, UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding, rms
 from softprompt.prompt.file import load_prompt

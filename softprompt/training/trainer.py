@@ -15,19 +15,18 @@ from pathlib import Path
 import torch
 
 from softprompt.base.loading import Base
-from softprompt.config.command_line import deferred_signals
 from softprompt.config.commands import TrainConfig
 from softprompt.config.options import flag
 from softprompt.data.encoding import EncodedRow
 from softprompt.data.row_hashes import rows_sha256, sketch_of
-from softprompt.engine.forward import recomputable_layers
+from softprompt.engine.families import recomputable_layers
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.passes import pass_losses, tokens_that_fit
-from softprompt.engine.scores import row_scores, total_score
+from softprompt.engine.passes import pass_losses, row_scores, tokens_that_fit, total_score
 from softprompt.errors import Interrupted
 from softprompt.prompt.file import prompt_bytes
 from softprompt.prompt.start import frequent_labels
 from softprompt.system.files import write_atomic
+from softprompt.system.process import deferred_signals
 from softprompt.training.checkpoint import (
     METRICS_NAME,
     Checkpoint,
