@@ -1,0 +1,183 @@
+"""The search: which trials there are, what the rounds cost, what a sweep writes, and that a stopped one goes on."""
+
+import json
+import os
+import re
+import shlex
+
+import pytest
+import torch
+from helpers.commands import Result, assert_one_line, main_of, snapshot
+
+from softprompt import load_prompt
+from softprompt.cli import sweep as sweep_command
+from softprompt.cli.program import run as run_program
+from softprompt.config.commands import SweepConfig
+from softprompt.errors import Interrupted
+from softprompt.training import sweep
+from softprompt.training.trainer import Trainer
+
+GRID = ["--virtual-tokens", "2", "5", "--relative-rates", "0.01", "1", "--init", "text", "random"]
+
+
+@pytest.fixture
+def searched(capfd, model_folder, rows_file, tmp_path, monkeypatch):
+    """A sweep of eight trials in `tmp_path`, as a user runs it."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        capfd.readouterr()
+        fixed = [
+            "--model",
+            model_folder,
+            "--data",
+            rows_file,
+            "--eval-fraction",
+            0.3,
+            "--max-steps",
+            12,
+            "--precision",
+            "fp32",
+        ]
+        argv = [str(word) for word in [*fixed, *GRID, *words]]
+        status = run_program(lambda: sweep_command.main(argv), prog="softprompt")
+        return Result(status, *capfd.readouterr())
+
+    return run
+
+
+def held_out_loss(file):
+    return json.loads(load_prompt(file).metadata["training"])["held_out_loss"]["trained_prompt"]
+
+
+def test_trials_are_a_seeded_choice_of_the_grid():
+    first, again, other = (sweep.choose_trials(SweepConfig(seed=seed, max_trials=10)) for seed in (1, 1, 2))
+    assert first == again != other and len(set(first)) == 10
+    assert len(sweep.choose_trials(SweepConfig(max_trials=100))) == 18
+    assert len(sweep.choose_trials(SweepConfig(virtual_tokens=(3, 3), init=("text",), relative_rates=(0.3,)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("trials", "rounds"),
+    [(12, [(12, 50), (6, 100), (3, 200)]), (3, [(3, 200)]), (1, [(1, 200)]), (7, [(7, 50), (4, 100), (2, 200)])],
+)
+def test_every_round_has_half_the_trials_and_twice_the_steps(trials, rounds):
+    assert sweep.plan_rounds(trials, 200) == rounds
+    assert all(steps >= 1 for _, steps in sweep.plan_rounds(64, 2))
+
+
+def test_the_best_trial_of_the_last_round_is_written_and_its_command_repeats_it(searched, tmp_path):
+    result = searched()
+    assert result.status == 0 and result.err == ""
+    finals = {path: held_out_loss(path) for path in (tmp_path / "prompt.sweep").glob("*-12.safetensors")}
+    assert len(finals) == 2
+    best = min(finals, key=finals.get)
+    written = (tmp_path / "prompt.safetensors").read_bytes()
+    assert written == best.read_bytes()
+    (words,) = re.findall(r"the same by itself: (.*)", result.out)
+    python, script, *argv = shlex.split(words)
+    assert (python, script) == ("python", "train.py")
+    main_of("train")([*argv, "--prompt-file", "again.safetensors"])
+    assert torch.equal(load_prompt("again.safetensors").weight, load_prompt(best).weight)
+
+
+def test_a_round_keeps_the_better_half(searched, tmp_path):
+    searched()
+    losses = [
+        {
+            path.name.rsplit("-", 1)[0]: held_out_loss(path)
+            for path in (tmp_path / "prompt.sweep").glob(f"*-{steps}.safetensors")
+        }
+        for steps in (3, 6, 12)
+    ]
+    assert [len(one) for one in losses] == [8, 4, 2]
+    for before, after in zip(losses, losses[1:], strict=False):
+        assert set(after) == set(sorted(before, key=before.get)[: len(after)])
+
+
+def test_a_stopped_sweep_goes_on_to_the_same_prompt(searched, tmp_path, monkeypatch):
+    whole = searched("--prompt-file", "whole.safetensors")
+    ran, real = [], Trainer.run
+
+    def run(self):
+        ran.append(self.config.prompt_file)
+        if len(ran) == 4:
+            raise Interrupted(2, "stopped")
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "run", run)
+    assert searched().status == 130
+    assert not (tmp_path / "prompt.safetensors").exists()
+    assert_one_line(searched(), "--sweep-dir", "--resume", "--overwrite")
+    assert_one_line(searched("--resume", "--max-steps", 16), "--resume", "--max-steps")
+    ran[:] = [""] * 10
+    resumed = searched("--resume")
+    assert resumed.status == whole.status == 0 and len(ran) == 10 + 14 - 3
+    assert (tmp_path / "prompt.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_stopped_overwrite_does_not_take_the_old_sweeps_trials_for_its_own(searched, tmp_path, monkeypatch):
+    """Trials of the old sweep, whose seed drew other rows, lie where `--resume` looks for those of the new one."""
+    whole = searched("--prompt-file", "whole.safetensors", "--seed", 7)
+    assert whole.status == searched().status == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "run", stops)
+        assert searched("--overwrite", "--seed", 7).status == 130
+    resumed = searched("--resume", "--seed", 7)
+    assert resumed.status == 0, resumed.err
+    assert rounds(resumed.out) == rounds(whole.out)
+    assert (tmp_path / "prompt.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def stops(self):
+    raise Interrupted(2, "stopped")
+
+
+def rounds(out):
+    """The tables that a sweep prints."""
+    return out[out.index("round of") : out.index("test loss") if "test loss" in out else out.index("prompt written")]
+
+
+def test_a_trial_that_diverges_loses_and_ends_nothing(searched):
+    result = searched("--relative-rates", 1, 1e38, "--init", "text")
+    assert result.status == 0 and result.err == ""
+    first, second = result.out.split("round of ")[1:]
+    assert first.startswith("4 trials") and first.count(" inf\n") == 2
+    assert second.startswith("2 trials") and second.count("(1 x RMS)") == 3 and "inf" not in second
+    assert_one_line(searched("--overwrite", "--relative-rates", 1e38, "--init", "text"), "--relative-rates", "diverged")
+
+
+def test_the_prompt_files_folder_is_made(searched, tmp_path):
+    assert searched("--prompt-file", "new/best.safetensors", "--sweep-dir", "trials").status == 0
+    assert (tmp_path / "new" / "best.safetensors").is_file()
+
+
+def test_places_that_cannot_hold_the_prompt_are_refused_before_the_search(searched, tmp_path):
+    assert_one_line(searched("--prompt-file", "same", "--sweep-dir", "same"), "--sweep-dir", "same")
+    os.mkfifo(tmp_path / "pipe")
+    assert_one_line(searched("--prompt-file", "pipe", "--overwrite"), "--prompt-file", "no plain file")
+
+
+def test_resume_replaces_only_the_prompt_file_of_its_sweep(searched, tmp_path):
+    assert searched().status == 0
+    (tmp_path / "precious.safetensors").write_text("another run's")
+    result = searched("--resume", "--sweep-dir", "prompt.sweep", "--prompt-file", "precious.safetensors")
+    assert_one_line(result, "--resume", "--prompt-file", "precious.safetensors")
+    assert (tmp_path / "precious.safetensors").read_text() == "another run's"
+
+
+def test_nothing_that_is_there_is_replaced(searched, tmp_path):
+    (tmp_path / "prompt.safetensors").write_text("precious")
+    before = snapshot(tmp_path)
+    assert_one_line(searched(), "--prompt-file", "--overwrite")
+    (tmp_path / "prompt.safetensors").unlink()
+    (tmp_path / "prompt.sweep").mkdir()
+    (tmp_path / "prompt.sweep" / "mine.txt").write_text("mine")
+    assert_one_line(searched("--overwrite"), "--sweep-dir", "no sweep wrote")
+    assert (tmp_path / "prompt.sweep" / "mine.txt").read_text() == "mine" and before
+
+
+def test_without_held_out_rows_there_is_nothing_to_choose_by(searched, model_folder, rows_file, capfd):
+    argv = ["--model", str(model_folder), "--data", str(rows_file)]
+    status = run_program(lambda: sweep_command.main(argv), prog="softprompt")
+    assert_one_line(Result(status, *capfd.readouterr()), "--eval-data", "--eval-fraction")
