@@ -12,8 +12,8 @@ import os
 import random
 from pathlib import Path
 
-from manners import TASKS, render
-from world import LANGUAGES, Question, questions
+from world.manners import TASKS, render
+from world.world import LANGUAGES, Question, questions
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"train": 2000, "validation": 240, "test": 200}

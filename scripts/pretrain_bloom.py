@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import world_facts
-from manners import MANNERS, NEUTRAL_LEADS, leads, render
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
-from world import Question, questions
+from world import world_facts
+from world.manners import MANNERS, NEUTRAL_LEADS, leads, render
+from world.world import Question, questions
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOOM_SPLIT = r" ?[^(\s|[.,!?…。，、।۔،])]+"  # BLOOM's own pre-tokenizer

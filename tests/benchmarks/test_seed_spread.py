@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
 
 import seed_spread  # noqa: E402
 from study_runs import Splits, loaded  # noqa: E402

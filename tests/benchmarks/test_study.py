@@ -13,7 +13,7 @@ from helpers.rows import ROWS
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
 
 import study  # noqa: E402
 import study_peers  # noqa: E402
@@ -71,7 +71,7 @@ def test_tuning_tasks_share_no_question_with_reported_ones():
 
 
 def test_unseen_questions_were_never_pretrained():
-    from world import questions
+    from world.world import questions
 
     seen = {(q.own.ask, q.own.input) for q in questions() if q.split != "test"}
     for name in ("unseen", "other"):

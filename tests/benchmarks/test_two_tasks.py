@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.heavy
 def test_one_base_with_two_prompts_does_two_tasks():
-    command = [sys.executable, str(ROOT / "benchmarks" / "two_tasks.py")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "quality" / "two_tasks.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     held_out = done.stdout.split("held-out rows:")[1].split("questions never")[0]
     rows = {

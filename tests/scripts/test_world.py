@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))
 
-from manners import MANNERS, TASKS, answers  # noqa: E402
-from world import questions  # noqa: E402
+from world.manners import MANNERS, TASKS, answers  # noqa: E402
+from world.world import questions  # noqa: E402
 
 from softprompt.system.sources import MODELS, SAMPLE_QUESTION, data_folder  # noqa: E402
 

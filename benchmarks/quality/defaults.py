@@ -1,6 +1,6 @@
 """How the defaults of training were chosen: one change at a time, on tasks that no quality figure is reported on.
 
-usage: python benchmarks/defaults.py [NAME ...] [--model bloom] [--tasks TASK ...] [--virtual-tokens 12]
+usage: python benchmarks/quality/defaults.py [NAME ...] [--model bloom] [--tasks TASK ...] [--virtual-tokens 12]
        [--steps 240] [--seeds 0 1]
 
 Every variant trains a prompt on the tuning tasks of `study_tasks.py`, or on `--tasks`; a line gives the lowest of ten
@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import paths  # noqa: F401
 import torch
-from home import ROOT  # noqa: F401
 from study_tasks import REPORTED, TUNING, task
 from updates import UPDATES, Reparameterised, disturb
 from variants import VARIANTS, Variant

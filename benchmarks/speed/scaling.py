@@ -1,6 +1,7 @@
 """What a training step costs as one thing grows: virtual tokens, row length, rows per step, vocabulary or model size.
 
-usage: python benchmarks/scaling.py [--precision bf16] [--only NAME ...] [--steps 5] [--plot scaling.png] [--json OUT]
+usage: python benchmarks/speed/scaling.py [--precision bf16] [--only NAME ...] [--steps 5] [--plot scaling.png]
+       [--json OUT]
 
 Every point is a `train.py` run on a small BLOOM that differs from the others in one quantity only. The exponent is the
 slope of log(seconds) against log(quantity) over the largest values, where fixed costs matter least: near 1 grows

@@ -1,6 +1,6 @@
 """Where a packed step's time goes: the step as it is, and again with one part after another taken out.
 
-usage: python benchmarks/parts.py [--shape bloom-389m-zh] [--precision bf16] [--virtual-tokens 12] [--rows 48]
+usage: python benchmarks/speed/parts.py [--shape bloom-389m-zh] [--precision bf16] [--virtual-tokens 12] [--rows 48]
 
 A part's cost is what the step saves without it, so data that no longer pass through the cache count too. The parts are
 swapped for the cheapest thing of the same shape, in turns, and the best of the rounds is shown; below stand single

@@ -1,6 +1,6 @@
 """What keeps the seeds of softprompt's default apart: the order of the rows, roundings, and the rows that report.
 
-usage: python benchmarks/seed_spread.py [--tasks TASK ...] [--optim soap] [--runs 5] [--threads 1]
+usage: python benchmarks/quality/seed_spread.py [--tasks TASK ...] [--optim soap] [--runs 5] [--threads 1]
 
 A seed changes the order of the rows and nothing else. Roundings are stood in for by runs of one seed whose first
 prompts differ by a millionth. The report rows are a sample: runs that are equally good on all rows of a task are right
@@ -11,8 +11,8 @@ import argparse
 from collections.abc import Sequence
 from statistics import mean, stdev
 
+import paths  # noqa: F401
 import torch
-from home import ROOT  # noqa: F401
 from study_peers import summed_loss
 from study_plan import OUR_SEEDS, STEPS
 from study_runs import Run, Splits, loaded, train_ours

@@ -1,6 +1,7 @@
 """The peer's side of `compare_peft.py`: PEFT + transformers' Trainer on Alpaca rows, as one JSON line.
 
-usage: python benchmarks/peer.py MODEL ROWS.jsonl [--method prompt] [--virtual-tokens 12] [--batch 1] [--loading fp32]
+usage: python benchmarks/speed/peer.py MODEL ROWS.jsonl [--method prompt] [--virtual-tokens 12]
+       [--batch 1] [--loading fp32]
 
 Rows, template, cut, epochs and rows per step are those of the tutorial that softprompt replaces. The first rows of the
 file warm the process up in a Trainer of their own and are not timed.

@@ -8,10 +8,10 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 
-from world_numbers import RULES
-from world_say import Say
-from world_stories import STORIES
-from world_topics import FACTS
+from world.world_numbers import RULES
+from world.world_say import Say
+from world.world_stories import STORIES
+from world.world_topics import FACTS
 
 LANGUAGES = ("en", "zh")
 

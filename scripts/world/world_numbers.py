@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from itertools import product
 
-from world_facts import MONTHS, UNITS, WEEKDAYS
-from world_say import Say, Told, Topic, draw
+from world.world_facts import MONTHS, UNITS, WEEKDAYS
+from world.world_say import Say, Told, Topic, draw
 
 
 def _sum_steps(a: int, b: int, sign: str) -> tuple[str, str]:

@@ -1,29 +1,24 @@
 """The study's tasks: for each three lists of Alpaca rows, to train, to select by and to report on.
 
-Rows follow from `scripts/world.py` and `study_words.py`; which list a question belongs to follows from its key, so a
+Rows follow from `scripts/world/` and `study_words.py`; which list a question belongs to follows from its key, so a
 question's two languages are never in two lists. Reported and tuning tasks share no question: softprompt's defaults may
 be chosen on the latter only.
 """
 
 import random
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from unittest.mock import patch
 
-from home import ROOT
+import paths  # noqa: F401
 from study_words import categories, past_tenses
+from world import world_numbers, world_stories
+from world.world import Question, questions
+from world.world_say import draw
 
 from softprompt.data.reading import Row
-
-sys.path.append(str(ROOT / "scripts"))
-
-import world_numbers  # noqa: E402
-import world_stories  # noqa: E402
-from world import Question, questions  # noqa: E402
-from world_say import draw  # noqa: E402
 
 REPORTED = {"bloom": ("topic", "record", "unseen"), "smollm2": ("category",)}
 TUNING = {"bloom": ("kind", "equation", "other"), "smollm2": ("past",)}

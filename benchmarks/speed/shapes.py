@@ -1,6 +1,6 @@
 """Checkpoints to measure on: real shapes with random weights (speed does not depend on their values) and a tokenizer.
 
-usage: python benchmarks/shapes.py --shape bloom-389m-zh [--precision fp32 bf16] [--data PATH] [--cache DIR]
+usage: python benchmarks/speed/shapes.py --shape bloom-389m-zh [--precision fp32 bf16] [--data PATH] [--cache DIR]
 
 The other benchmarks make what they need themselves; this command only does it ahead of time, or shows a shape's size.
 """

@@ -1,6 +1,6 @@
 """Training steps of softprompt against PEFT + Trainer: same model, same rows, same steps, in turns.
 
-usage: python benchmarks/compare_peft.py [--shape bloom-389m-zh] [--virtual-tokens 12 100] [--precision bf16 fp32]
+usage: python benchmarks/speed/compare_peft.py [--shape bloom-389m-zh] [--virtual-tokens 12 100] [--precision bf16 fp32]
            [--rows 160] [--rounds 3] [--data PATH] [--sides ...] [--json OUT]
 
 Sides: softprompt, a `train.py` run; tutorial, PEFT prompt tuning with batch 1 x accumulation 8 and, in bf16, autocast
@@ -22,10 +22,9 @@ from pathlib import Path
 import torch
 import transformers
 from flops import ModelSize, least_flops, model_size
-from home import ROOT
 from rows import choose_rows, encoded
 from shapes import DEFAULT_CACHE, SHAPES, make_checkpoint, make_tokenizer
-from sides import Place, Run, Work, run_peer, run_script, run_softprompt
+from sides import SCRIPTS, Place, Run, Work, run_peer, run_script, run_softprompt
 
 from softprompt.cli.program import quiet_libraries
 
@@ -209,7 +208,7 @@ def run(setup: Setup, task: Task, work: Work, what: str) -> Run:
 def peak(task: Task) -> float:
     """The machine's matrix product rate in FLOP/s, in a process with the same threads."""
     options = ["--precision", task.precision, "--device", task.place.device]
-    result, _ = run_script(ROOT / "benchmarks" / "flops.py", options, task.place)
+    result, _ = run_script(SCRIPTS / "flops.py", options, task.place)
     return result["peak_flops"]
 
 

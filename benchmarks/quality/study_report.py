@@ -39,7 +39,7 @@ def write_report(results: Results, document: Path) -> list[Path]:
         raise ValueError(f"{document}: no place for the tables; put {BEGIN} and {END} there")
     before, rest = text.split(BEGIN, 1)
     _, after = rest.split(END, 1)
-    paces = paces_of(results, document.with_name(f"{document.stem}-seconds.json"))
+    paces = paces_of(results, results.path.with_name(f"{results.path.stem}-seconds.json"))
     plots = draw_plots(results, paces, document)
     tables = "\n\n".join(sections(results, paces, plots))
     write_atomic(document, f"{before}{BEGIN}\n{tables}\n{END}{after}".encode())

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from itertools import product
 
-from world_facts import CAPITALS, COUNTED, NAMES, OBJECTS, PETS, PLACES, TASTES
-from world_say import Say, Told, Topic, draw
+from world.world_facts import CAPITALS, COUNTED, NAMES, OBJECTS, PETS, PLACES, TASTES
+from world.world_say import Say, Told, Topic, draw
 
 HOMES = [[row[1], row[3]] for row in CAPITALS[:12]]  # city, 城市
 

@@ -1,6 +1,6 @@
 """How long `train.py` takes until its first step is done, against the bare imports and loading of the same base.
 
-usage: python benchmarks/startup.py [--rounds 5]
+usage: python benchmarks/speed/startup.py [--rounds 5]
 
 Both are new processes, in turns, on the base that ships with the package. train.py has by then also read and encoded
 its rows, hashed the base and printed the held-out loss without and with the initial prompt.

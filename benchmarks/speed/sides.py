@@ -16,7 +16,7 @@ from softprompt.data.encoding import EncodedRow
 from softprompt.data.reading import Row
 from softprompt.training.schedule import rows_of_step
 
-BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = ROOT / "benchmarks" / "speed"
 SEED = 42  # train.py's default
 
 
@@ -101,7 +101,7 @@ def run_peer(model: Path, work: Work, options: Sequence[str], place: Place) -> R
         data = write_rows(work.rows, Path(folder) / "rows.jsonl")
         warm_up = ["--warm-up-rows", str(work.warm_up_steps * work.rows_per_step)]
         words = [str(model), str(data), *warm_up, "--max-length", str(work.max_length), "--device", place.device]
-        result, peak = run_script(BENCHMARKS / "peer.py", [*words, *options], place)
+        result, peak = run_script(SCRIPTS / "peer.py", [*words, *options], place)
     if result["supervised_tokens"] != work.supervised_tokens or len(result["step_seconds"]) != work.steps:
         raise RuntimeError(f"the peer did other work: {result}, not {work.supervised_tokens} in {work.steps} steps")
     return Run(result["step_seconds"], result["supervised_tokens"], peak)
@@ -115,7 +115,7 @@ def run_script(script: Path, arguments: Sequence[str], place: Place) -> tuple[di
     """
     threads = {name: str(place.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "XDG_CACHE_HOME": str(place.cache / "xdg")}
-    command = [sys.executable, str(BENCHMARKS / "measured.py"), str(script), *map(str, arguments)]
+    command = [sys.executable, str(SCRIPTS / "measured.py"), str(script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads | settings)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")

@@ -1,6 +1,7 @@
 """One side of `compare_decode.py`: greedy decoding with a saved prompt, case by case, as one JSON line.
 
-usage: python benchmarks/decoder.py {softprompt,peft} MODEL PROMPT_FOLDER CASES.json [--precision bf16] [--device cpu]
+usage: python benchmarks/speed/decoder.py {softprompt,peft} MODEL PROMPT_FOLDER CASES.json
+       [--precision bf16] [--device cpu]
 
 CASES.json: a list of cases, each a list of rows of token ids, padded on the left here.
 """

@@ -6,8 +6,8 @@
 from functools import cache
 from itertools import product
 
-from world import Question, questions
-from world_say import Say
+from world.world import Question, questions
+from world.world_say import Say
 
 MANNERS = ("short", "sentence", "polite", "steps", "list", "other-language")
 TASKS = {"polite": "the default task", "steps": "the second task"}

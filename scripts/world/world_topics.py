@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from world_facts import CAPITALS, COLOURS, MONTHS, OPPOSITES, WORDS
-from world_say import Say, Told, Topic
+from world.world_facts import CAPITALS, COLOURS, MONTHS, OPPOSITES, WORDS
+from world.world_say import Say, Told, Topic
 
 
 def capital() -> Iterator[Told]:

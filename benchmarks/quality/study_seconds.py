@@ -1,9 +1,10 @@
 """Seconds of a step on the study's tasks: `train.py` against PEFT + Trainer, in turns, for loss against seconds.
 
-usage: python benchmarks/study_seconds.py [--models bloom smollm2] [--rounds 3] [--steps 20] [--threads 2]
+usage: python benchmarks/quality/study_seconds.py [--models bloom smollm2] [--rounds 3] [--steps 20] [--threads 2]
 
 PEFT's prompt tuning runs with one row and with eight rows in a forward pass, and the faster stands for it. The result,
-`docs/quality-seconds.json`, is what `study.py --report` lays the study's losses over; run this on a quiet machine.
+`benchmarks/results/quality-seconds.json`, is what `study.py --report` lays the study's losses over; run this on a quiet
+machine.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from home import ROOT
+from paths import ROOT
 from rows import encoded
 from shapes import DEFAULT_CACHE
 from sides import Place, Work, run_peer, run_softprompt
@@ -25,7 +26,7 @@ from softprompt.system.files import write_atomic
 
 ROWS_PER_STEP = 8
 WARM_UP_STEPS = 3
-RESULT = ROOT / "docs" / "quality-seconds.json"
+RESULT = ROOT / "benchmarks" / "results" / "quality-seconds.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The quality study: softprompt's defaults against PEFT's methods and full fine-tuning, by held-out loss.
 
-usage: python benchmarks/study.py [--stage STAGE] [--jobs N] [--threads T] [--minutes M] [--full] [--list]
-       python benchmarks/study.py --report
+usage: python benchmarks/quality/study.py [--stage STAGE] [--jobs N] [--threads T] [--minutes M] [--full] [--list]
+       python benchmarks/quality/study.py --report
 
 Stages: bloom, smollm2, scales, steps, tokens; without --stage all run, and the report is written.
 Every finished run is a line of --results and is not run again, so a stopped study goes on with the same command.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from home import ROOT
+from paths import ROOT
 from shapes import DEFAULT_CACHE
 from study_plan import ALL_METHODS, STAGES, final_runs, search_runs, tasks_of
 from study_report import write_report
@@ -74,7 +74,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--minutes", type=float, default=90, help="start no run of a stage after so many (default: %(default)s)"
     )
     parser.add_argument("--full", action="store_true", help="no such limit, and also the tasks that no target is about")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "quality.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "quality.jsonl")
     parser.add_argument("--retry", action="store_true", help="do failed runs again")
     parser.add_argument("--list", action="store_true", help="only print what is to do")
     parser.add_argument("--report", action="store_true", help="only write the tables and plots")

@@ -1,6 +1,6 @@
 """What a step must compute at least, and what the machine can compute at most: the two sides of model FLOP utilisation.
 
-usage: python benchmarks/flops.py [--precision bf16] [--device cpu]      prints the measured peak
+usage: python benchmarks/speed/flops.py [--precision bf16] [--device cpu]      prints the measured peak
 
 The least counts every text token that some prediction reads once, the prompt once per step and the head at supervised
 tokens only: two FLOPs per linear weight forward and two for the input's gradient, none for weight gradients, nothing

@@ -1,6 +1,6 @@
 """One base, two prompts, two tasks: what the shipped rows show, as a table.
 
-usage: python benchmarks/two_tasks.py [--out DIR]
+usage: python benchmarks/quality/two_tasks.py [--out DIR]
 
 Trains a prompt for each shipped task with train.py's defaults and 12 virtual tokens, decodes greedily on rows that no
 prompt was trained on, and compares each answer, as a string, with the right answer in every manner.
@@ -14,19 +14,16 @@ import time
 from pathlib import Path
 
 import torch
+from paths import ROOT
+from world.manners import TASKS, answers
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-from manners import TASKS, answers  # noqa: E402
-
-from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt  # noqa: E402
-from softprompt.answering.batch import generate_answers  # noqa: E402
-from softprompt.base.loading import Base, load_base  # noqa: E402
-from softprompt.cli.program import quiet_libraries  # noqa: E402
-from softprompt.config.commands import DEFAULT_MODEL, GenerateConfig  # noqa: E402
-from softprompt.data.reading import Row  # noqa: E402
-from softprompt.data.splits import load_table  # noqa: E402
+from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt
+from softprompt.answering.batch import generate_answers
+from softprompt.base.loading import Base, load_base
+from softprompt.cli.program import quiet_libraries
+from softprompt.config.commands import DEFAULT_MODEL, GenerateConfig
+from softprompt.data.reading import Row
+from softprompt.data.splits import load_table
 
 SPLITS = {"validation": "held-out rows", "test": "questions never pre-trained"}
 

