@@ -9,12 +9,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "train": "softprompt.api",
+    "load": "softprompt.api",
+    "LoadedPrompt": "softprompt.api",
+    "TrainedPrompt": "softprompt.api",
     "SoftPromptEmbedding": "softprompt.prompt.embedding",
     "SoftPromptModel": "softprompt.engine.model",
     "PromptFile": "softprompt.prompt.file",
     "load_prompt": "softprompt.prompt.file",
     "save_prompt": "softprompt.prompt.file",
     "UserError": "softprompt.errors",
+    "Diverged": "softprompt.errors",
+    "Interrupted": "softprompt.errors",
 }
 __all__ = [*_HOMES]
 

@@ -20,15 +20,15 @@ from study_tasks import REPORTED, task
 from torch import Tensor, nn
 
 from softprompt.base.loading import Base
-from softprompt.cli.program import quiet_libraries
 from softprompt.config.commands import OPTIMS, TrainConfig
 from softprompt.data.encoding import EncodedRow
+from softprompt.system.process import silence_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """A line for each task of the embedded BLOOM."""
     options = parse(argv)
-    quiet_libraries()
+    silence_libraries()
     torch.set_num_threads(options.threads)
     base, _ = loaded("bloom", 1.0, None)
     print(f"{'task':8} {'loss':>7} {'max - min':>10} | standard deviation over: seeds, roundings; of the sample")

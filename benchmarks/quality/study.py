@@ -27,13 +27,13 @@ from study_runs import Run, execute
 from study_smollm2 import NAME
 from study_tasks import LIMITS, REPORTED, TUNING
 
-from softprompt.cli.program import quiet_libraries
+from softprompt.system.process import silence_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run or list what is to be done, or write the report."""
     options = parse(argv)
-    quiet_libraries()
+    silence_libraries()
     results = Results(options.results)
     if not options.report:
         for stage in [options.stage] if options.stage else STAGES:
@@ -104,7 +104,7 @@ def work(runs: list[Run], results: Results, options: argparse.Namespace, deadlin
 
 def begin_worker() -> None:
     """Quiet, and gone with the process that started it: a pool's workers otherwise outlive a parent that is killed."""
-    quiet_libraries()
+    silence_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

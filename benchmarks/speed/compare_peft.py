@@ -26,7 +26,7 @@ from rows import choose_rows, encoded
 from shapes import DEFAULT_CACHE, SHAPES, make_checkpoint, make_tokenizer
 from sides import SCRIPTS, Place, Run, Work, run_peer, run_script, run_softprompt
 
-from softprompt.cli.program import quiet_libraries
+from softprompt.system.process import silence_libraries
 
 ROWS_PER_STEP = 8
 METHODS = {"tutorial": "prompt", "best": "prompt", "lora": "lora", "lora-all": "lora-all-linear"}
@@ -83,7 +83,7 @@ class Block:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    quiet_libraries()
+    silence_libraries()
     config = SHAPES[options.shape]
     place = Place(resolve_device(options.device), options.threads, options.cache)
     work, all_rows = make_work(options)

@@ -24,9 +24,9 @@ from shapes import DEFAULT_CACHE, DTYPES, SHAPES, make_checkpoint
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softprompt.cli.program import quiet_libraries
 from softprompt.engine import bloom, forward
 from softprompt.engine.batches import Pack, cut_passes, pack_rows
+from softprompt.system.process import silence_libraries
 from softprompt.training import soap
 
 ROWS_PER_STEP = 8
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--data", help="rows as for train.py --data (default: generated, as long as Alpaca's)")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="default: %(default)s")
     options = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     in_place(options)
     alone(DTYPES[options.precision])
 

@@ -25,7 +25,7 @@ from shapes import bloom, make_checkpoint, make_tokenizer
 from sides import Place, Work, run_softprompt
 from transformers import PreTrainedConfig
 
-from softprompt.cli.program import quiet_libraries
+from softprompt.system.process import silence_libraries
 
 QUESTION_TOKENS = 16
 LARGEST = 3  # points that the exponent is fitted to
@@ -94,7 +94,7 @@ SWEEPS: dict[str, tuple[list[Point], Callable[[Point], int]]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
-    quiet_libraries()
+    silence_libraries()
     if options.plot:
         import matplotlib  # noqa: F401 (missing: say so before minutes of measuring)
     device = resolve_device(options.device)

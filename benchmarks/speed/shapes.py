@@ -17,9 +17,9 @@ from rows import choose_rows
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from softprompt.cli.program import quiet_libraries
 from softprompt.data.reading import Row
-from softprompt.data.template import format_question
+from softprompt.data.template import TUTORIAL
+from softprompt.system.process import silence_libraries
 
 DEFAULT_CACHE = Path(tempfile.gettempdir()) / "softprompt-benchmarks"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -88,7 +88,7 @@ def make_tokenizer(rows: Iterable[Row], vocabulary: int) -> PreTrainedTokenizerF
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    texts = [text for row in rows for text in (format_question(row.instruction, row.input), row.output)]
+    texts = [text for row in rows for text in (TUTORIAL.question(row.instruction, row.input), row.output)]
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **SPECIAL_TOKENS)
 
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--data", help="rows to train the tokenizer on, as for train.py (default: generated rows)")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="default: %(default)s")
     options = parser.parse_args()
-    quiet_libraries()
+    silence_libraries()
     _, rows = choose_rows(options.data, 1)
     for precision in options.precision:
         folder = make_checkpoint(options.shape, SHAPES[options.shape], precision, rows, options.cache)

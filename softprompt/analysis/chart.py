@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 TRAIN, HELD_OUT, NO_PROMPT, INITIAL = "train", "held-out", "no prompt", "initial prompt"
 MARKS = {NO_PROMPT: "-", TRAIN: ".", HELD_OUT: "o"}  # a later one is drawn over an earlier one
-WIDTH, HEIGHT, MARGIN = 66, 16, 9  # characters of the chart's area, and left of it
+WIDTH, HEIGHT, MARGIN = 64, 16, 9  # characters of the chart's area, and left of it; 80 with the axis's name
 LOG_RATIO = 10  # largest loss over smallest from which the losses are drawn on a log scale
 
 
@@ -47,7 +47,7 @@ def panels(curve: Curve) -> list[Panel]:
 def text_chart(curve: Curve) -> str:
     """The losses over the steps in characters, with labelled axes and a legend."""
     panel = panels(curve)[0]
-    last = max(1, *(step for line in panel.lines.values() for step, _ in line))
+    last = max(1, *(point.step for point in curve.train + curve.held_out))
     across = [last * column / (WIDTH - 1) for column in range(WIDTH)]
     flat = {name: [(step, loss) for step in across] for name, loss in panel.baselines.items() if name in MARKS}
     lines = panel.lines | flat

@@ -24,7 +24,7 @@ def actual_choices(rows: Sequence[Row], choices: Sequence[str], *, name: str) ->
         if row.output.strip() not in known:
             output = " ".join(row.output.split())
             shown = output if len(output) <= 40 else output[:37] + "..."
-            raise UserError(f"{name}, row {row.number}: its output {shown!r} is none of --choices {', '.join(known)}")
+            raise UserError(f"{name}, row {row.number}: its output {shown!r} is none of `choices` {', '.join(known)}")
     return [known[row.output.strip()] for row in rows]
 
 

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from tqdm import tqdm
-
 from softprompt.analysis.choices import actual_choices, choice_log_probabilities, encode_choices
 from softprompt.answering.batch import greedy_answers
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import EvaluateConfig
 from softprompt.data.encoding import EncodedRow, encode_question, encode_rows
 from softprompt.data.reading import Row
-from softprompt.data.row_hashes import hashes_of, read_sketches, share_among
+from softprompt.data.row_hashes import hashes_of, share_among
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, row_scores
 from softprompt.errors import UserError
@@ -23,15 +21,15 @@ from softprompt.prompt.fit import check_same_base, require_room
 from softprompt.system.process import is_out_of_memory
 
 NO_PROMPT, TEXT_PROMPT = "no prompt", "text prompt"
-ROWS_BETWEEN_MOVES = 128  # of the bar
+PROGRESS_BAR_ROWS = 128  # rows between two updates of the progress bar
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of those compared.
+    """One contender.
 
     Attributes:
-        name: a prompt file's path as it was given, or what it is instead of one.
+        name: the path of its prompt file, or "no prompt" or "text prompt".
         prompt: what stands in front of every row; None for the base alone.
         sha256: of the prompt file, as it states it; empty without one.
     """
@@ -87,33 +85,38 @@ def load_prompts(names: Sequence[str]) -> dict[str, PromptFile]:
     seen: set[Path] = set()
     for name in names:
         if name in (NO_PROMPT, TEXT_PROMPT):
-            raise UserError(f"--prompt-file {name}: another side has that name; write ./{name}")
+            raise UserError(f"`prompt_file` {name}: another side has that name; write ./{name}")
         path = Path(name).resolve()
         if path in seen:
-            raise UserError(f"--prompt-file {name}: is given twice; name every file once")
+            raise UserError(f"`prompt_file` {name}: is given twice; name every file once")
         seen.add(path)
     return {name: load_prompt(name) for name in names}
 
 
-def make_sides(files: dict[str, PromptFile], base: Base, *, allow_other: bool) -> tuple[list[Side], list[str]]:
-    """The base alone, the first file's init text if it names one, and every file; and remarks worth printing.
+def make_sides(
+    files: dict[str, PromptFile], base: Base, *, text_prompt: str | None, allow_other: bool
+) -> tuple[list[Side], list[str]]:
+    """The base alone, a text in front, and every prompt file; and remarks worth printing.
+
+    Args:
+        text_prompt: the text; None takes the first file's init text, if it names one.
 
     Raises:
         UserError: a prompt does not fit the base, or was made for another one and `allow_other` is false.
     """
-    remarks = [
-        check_same_base(file.metadata, base, prompt_file=name, allow_other=allow_other) for name, file in files.items()
-    ]
+    remarks = [check_same_base(file, base, prompt_file=name, allow_other=allow_other) for name, file in files.items()]
     notes = [f"note: {name}: {remark}" for name, remark in zip(files, remarks, strict=True) if remark]
     sides = [Side(NO_PROMPT, None)]
     first, file = next(iter(files.items()))
-    text = file.metadata.get("init_text", "")
+    text, whose = text_prompt, "as given"
+    if text is None:
+        text, whose = file.facts.init_text, f"the init text of {first}"
     if text:
         written = SoftPromptEmbedding.from_text(text, base.tokenizer, base.model.get_input_embeddings())
         sides.append(Side(TEXT_PROMPT, written))
-        notes.append(f"{TEXT_PROMPT}: {text!r}, the init text of {first}, as {written.num_virtual_tokens} tokens")
-    else:
-        notes.append(f"no {TEXT_PROMPT}: {first} names no init text")
+        notes.append(f"{TEXT_PROMPT}: {text!r}, {whose}, as {written.num_virtual_tokens} tokens")
+    elif text_prompt is None:
+        notes.append(f"no {TEXT_PROMPT}: {first} names no init text; `text_prompt` gives one")
     for name, file in files.items():
         sides.append(Side(name, SoftPromptEmbedding.from_tensor(file.weight), file.metadata["sha256"]))
     return sides, notes
@@ -123,7 +126,7 @@ def notes_on_seen_rows(files: dict[str, PromptFile], rows: Sequence[EncodedRow])
     """What to say of prompts that were trained or chosen by some of `rows`, as far as their files tell."""
     notes, hashes = [], hashes_of(rows)
     for name, file in files.items():
-        sketches = read_sketches(file.metadata)
+        sketches = file.facts.rows_sketch
         for split, what in (("train", "trained"), ("held_out", "chose")):
             share = share_among(sketches.get(split, []), hashes)
             if share > 0:
@@ -141,7 +144,7 @@ def encode_eval_set(rows: Sequence[Row], base: Base, config: EvaluateConfig, *, 
     """
     encoded, skipped = encode_rows(rows, base.tokenizer, max_length=config.max_length)
     if not encoded:
-        raise UserError(f"--data {name}: no row has a response within --max-length {config.max_length}")
+        raise UserError(f"`data` {name}: no row has a response within `max_length` {config.max_length}")
     without = set(skipped)
     rows = [row for row in rows if row.number not in without]
     actual, candidates = [], []
@@ -157,27 +160,40 @@ def check_fit(eval_set: EvalSet, sides: Sequence[Side], base: Base, *, max_new_t
     rows = [*eval_set.encoded, *chain(*eval_set.candidates)]
     require_known_ids(base, (id for row in rows for id in row.input_ids))
     most = max(side.num_virtual_tokens for side in sides)
-    require_room(base.model, most, max(len(row.input_ids) for row in rows), flag="--max-length")
+    require_room(base.model, most, max(len(row.input_ids) for row in rows), option="max_length")
     if eval_set.questions:
         longest = max(len(ids) for ids in eval_set.questions)
-        require_room(base.model, most, longest + max_new_tokens, flag="--max-new-tokens")
+        require_room(base.model, most, longest + max_new_tokens, option="max_new_tokens")
 
 
-def run_sides(sides: Sequence[Side], eval_set: EvalSet, base: Base, config: EvaluateConfig) -> list[Outcome]:
-    """One side after another, with a bar if stderr is a terminal.
+def work_of(sides: Sequence[Side], eval_set: EvalSet) -> int:
+    """How many rows there are to score, answer and classify, all sides together."""
+    return len(sides) * (len(eval_set.encoded) + len(eval_set.questions) + len(eval_set.candidates))
+
+
+def run_sides(
+    sides: Sequence[Side],
+    eval_set: EvalSet,
+    base: Base,
+    config: EvaluateConfig,
+    *,
+    advance: Callable[[int], object] = lambda rows: None,
+) -> list[Outcome]:
+    """One side after another.
+
+    Args:
+        advance: told how many rows were done since it was last told; `work_of` says how many there are.
 
     Raises:
         UserError: the machine has no memory for a batch.
     """
-    work = len(eval_set.encoded) + len(eval_set.questions) + len(eval_set.candidates)
     try:
-        with tqdm(total=len(sides) * work, unit="row", disable=None, dynamic_ncols=True) as bar:
-            return [_run_side(side, eval_set, base, config, advance=bar.update) for side in sides]
+        return [_run_side(side, eval_set, base, config, advance=advance) for side in sides]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        size = f"--per-device-eval-batch-size {config.per_device_eval_batch_size}"
-        raise UserError(f"out of memory with {size}; try a smaller one, or a smaller --max-length") from error
+        size = f"`per_device_eval_batch_size` {config.per_device_eval_batch_size}"
+        raise UserError(f"out of memory with {size}; try a smaller one, or a smaller `max_length`") from error
 
 
 def _run_side(
@@ -189,8 +205,8 @@ def _run_side(
     def in_parts(function: Callable, rows: Sequence) -> list:
         """`function` of all rows, part by part."""
         found = []
-        for start in range(0, len(rows), ROWS_BETWEEN_MOVES):
-            part = rows[start : start + ROWS_BETWEEN_MOVES]
+        for start in range(0, len(rows), PROGRESS_BAR_ROWS):
+            part = rows[start : start + PROGRESS_BAR_ROWS]
             found += function(model, part, pad_token_id=base.pad_token_id)
             advance(len(part))
         return found

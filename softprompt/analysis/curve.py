@@ -3,17 +3,16 @@
 Nothing is drawn here.
 """
 
-import json
-import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from softprompt.config.commands import TrainConfig
+from softprompt.config.commands import run_folder_of
 from softprompt.errors import UserError
-from softprompt.training.checkpoint import METRICS_NAME
-
-WITHOUT, INITIAL = "without a prompt", "with the initial prompt"
+from softprompt.prompt.file import is_count
+from softprompt.training.run_log import INITIAL, METRICS_NAME, NO_PROMPT, read_records
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,9 @@ class Curve:
     skipped_lines: int = 0
 
 
-def training_summary(metadata: dict[str, str]) -> dict[str, object]:
-    """What a prompt file's metadata say of its training; empty if they say nothing that can be read."""
-    try:
-        summary = json.loads(metadata.get("training", "{}"))
-    except ValueError:
-        return {}
-    return summary if isinstance(summary, dict) else {}
-
-
-def default_metrics_file(prompt_file: str, run_dir: str | None) -> Path:
-    """Where `train.py` puts the metrics of this prompt file."""
-    return TrainConfig(prompt_file=prompt_file, run_dir=run_dir).run_folder / METRICS_NAME
+def metrics_file_of(prompt_file: str, run_dir: str | None) -> Path:
+    """Where `train` puts the metrics of this prompt file."""
+    return run_folder_of(prompt_file, run_dir) / METRICS_NAME
 
 
 def load_curve(prompt_file: str, run_dir: str | None, training: dict[str, object]) -> Curve | None:
@@ -57,21 +47,21 @@ def load_curve(prompt_file: str, run_dir: str | None, training: dict[str, object
     Raises:
         UserError: `run_dir` is given and has no metrics, or the metrics are not of a training run.
     """
-    path = default_metrics_file(prompt_file, run_dir)
+    path = metrics_file_of(prompt_file, run_dir)
     if path.exists():
-        records, skipped = _read_records(path)
+        records, skipped = read_records(path)
         if not records and skipped:
-            raise UserError(f"{path}: not the metrics of a training run; pass the folder of one as --run-dir")
+            raise UserError(f"{path}: not the metrics of a training run; pass the folder of one as `run_dir`")
         curve = curve_of_records(records, training, source=str(path), skipped_lines=skipped)
         if curve.train or curve.held_out:
             return curve
     elif run_dir is not None:
-        raise UserError(f"--run-dir {run_dir}: holds no {METRICS_NAME}; give the run folder of this prompt")
+        raise UserError(f"`run_dir` {run_dir}: holds no {METRICS_NAME}; give the run folder of this prompt")
     return _curve_of_metadata(training, source=f"the metadata of {prompt_file}")
 
 
 def curve_of_records(
-    records: Iterable[dict[str, object]], training: dict[str, object], *, source: str, skipped_lines: int = 0
+    records: Iterable[dict[str, Any]], training: dict[str, object], *, source: str, skipped_lines: int = 0
 ) -> Curve:
     """Sort the records of a run; of two of the same kind and step the later one counts, as after a resumed run."""
     windows: dict[int, tuple[float, float | None]] = {}
@@ -82,15 +72,15 @@ def curve_of_records(
         if loss is not None:
             windows[step] = (loss, _number(record.get("supervised_tokens")))
         if evaluated is not None:
-            named[str(record.get("eval"))] = evaluated
-            if record.get("eval") != WITHOUT:
+            named[str(record.get("prompt"))] = evaluated
+            if record.get("prompt") != NO_PROMPT:
                 held_out[step] = evaluated
     seen = _tokens_seen(windows)
     return Curve(
         source=source,
         train=tuple(Point(step, windows[step][0], seen.get(step)) for step in sorted(windows)),
         held_out=tuple(Point(step, held_out[step], _interpolate(step, seen)) for step in sorted(held_out)),
-        without_prompt=named.get(WITHOUT, held_out_loss(training, "without_prompt")),
+        without_prompt=named.get(NO_PROMPT, held_out_loss(training, "without_prompt")),
         initial_prompt=named.get(INITIAL, held_out_loss(training, "initial_prompt")),
         skipped_lines=skipped_lines,
     )
@@ -116,30 +106,14 @@ def _curve_of_metadata(training: dict[str, object], *, source: str) -> Curve | N
     )
 
 
-def _read_records(path: Path) -> tuple[list[dict[str, object]], int]:
-    """The records of a metrics file, and how many lines are none: a crash cuts the last one short."""
-    lines = [line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
-    records = [record for line in lines if (record := _record(line)) is not None]
-    return records, len(lines) - len(records)
-
-
-def _record(line: str) -> dict[str, object] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or not _is_step(record.get("step")):
-        return None
-    return record if {"loss", "eval_loss", "test_loss"} & record.keys() else None
-
-
 def _tokens_seen(windows: dict[int, tuple[float, float | None]]) -> dict[int, float]:
     """Supervised tokens until the end of each window, 0 at the start; empty if some window does not say its own."""
     seen, total = {0: 0.0}, 0.0
     for step in sorted(windows):
-        if windows[step][1] is None:
+        _, supervised = windows[step]
+        if supervised is None:
             return {}
-        total += windows[step][1]
+        total += supervised
         seen[step] = total
     return seen
 
@@ -155,14 +129,11 @@ def _interpolate(step: int, seen: dict[int, float]) -> float | None:
 
 
 def _is_pair(pair: object) -> bool:
-    return isinstance(pair, list) and len(pair) == 2 and _is_step(pair[0]) and _number(pair[1]) is not None
-
-
-def _is_step(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(pair, list) and len(pair) == 2 and is_count(pair[0]) and _number(pair[1]) is not None
 
 
 def _number(value: object) -> float | None:
     """`value` if it can be drawn."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None  # a whole number may be too large for a float

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from softprompt.analysis.choices import best_choices
 from softprompt.analysis.comparison import EvalSet, Outcome
@@ -18,8 +19,9 @@ from softprompt.analysis.statistics import (
 from softprompt.base.loading import Base
 from softprompt.config.commands import EvaluateConfig
 
-WIDTH = 100
 SUFFIX = ".safetensors"
+LEAST_NAME = 12  # columns that a side's name has at least
+Figure = TypeVar("Figure")
 
 
 @dataclass(frozen=True)
@@ -56,29 +58,22 @@ def figures_of(outcome: Outcome, eval_set: EvalSet, config: EvaluateConfig) -> F
 
 
 def describe_figures(
-    outcomes: Sequence[Outcome], figures: Sequence[Figures], eval_set: EvalSet, config: EvaluateConfig
+    outcomes: Sequence[Outcome], figures: Sequence[Figures], eval_set: EvalSet, config: EvaluateConfig, *, width: int
 ) -> str:
-    """The table, a second one for choices, what the figures are, and which side has the lowest loss."""
+    """The tables, at most `width` columns wide, what the figures are, and which side has the lowest loss."""
     names = [outcome.side.name.removesuffix(SUFFIX) for outcome in outcomes]
     columns = {
-        "loss": [_cell(each.loss, _four_places) for each in figures],
+        "loss": [_cell(each.loss, _three_digits) for each in figures],
         "perplexity": [_cell(each.perplexity, _three_places) for each in figures],
         "token accuracy %": [_cell(each.token_accuracy, _percent) for each in figures],
     }
     if eval_set.questions:
-        columns["exact match %"] = [_cell(each.exact_match, _percent) for each in figures]
-    parts = [_table(names, columns)]
+        columns["exact match %"] = [_cell(_asked_for(each.exact_match), _percent) for each in figures]
     if config.choices:
-        parts.append(
-            _table(
-                names,
-                {
-                    "choice accuracy %": [_cell(each.choice_accuracy, _percent) for each in figures],
-                    "macro-F1 %": [_percent(each.macro_f1) for each in figures],
-                },
-            )
-        )
-    return "\n".join(["", "\n\n".join(parts), "", *_remarks(eval_set, config), _lowest_loss(outcomes, figures, config)])
+        columns["choice accuracy %"] = [_cell(_asked_for(each.choice_accuracy), _percent) for each in figures]
+        columns["macro-F1 %"] = [_percent(_asked_for(each.macro_f1)) for each in figures]
+    tables = "\n\n".join(_table(names, part, width) for part in _parts(columns, width))
+    return "\n".join(["", tables, "", *_remarks(eval_set, config), _lowest_loss(outcomes, figures, config)])
 
 
 def to_json(
@@ -132,10 +127,12 @@ def _row(place: int, outcomes: Sequence[Outcome], eval_set: EvalSet, config: Eva
     }
 
 
-def _finite(value: object) -> object:
+def _finite(values: dict[str, object]) -> dict[str, object]:
     """The same with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+    return {key: _finite(each) if isinstance(each, dict) else _or_null(each) for key, each in values.items()}
+
+
+def _or_null(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -165,17 +162,38 @@ def _lowest_loss(outcomes: Sequence[Outcome], figures: Sequence[Figures], config
     return f"lowest loss: {name}, also in {wins:,} of {config.bootstrap_samples:,} resamples"
 
 
-def _table(names: Sequence[str], columns: dict[str, list[str]]) -> str:
+def _parts(columns: dict[str, list[str]], width: int) -> list[dict[str, list[str]]]:
+    """The columns in as few tables as fit the width, each with room for the names on the left."""
+    parts: list[dict[str, list[str]]] = [{}]
+    for heading, cells in columns.items():
+        with_it = parts[-1] | {heading: cells}
+        if parts[-1] and sum(_widths(with_it)) + 2 * len(with_it) + LEAST_NAME > width:
+            parts.append({})
+        parts[-1][heading] = cells
+    return parts
+
+
+def _table(names: Sequence[str], columns: dict[str, list[str]], width: int) -> str:
     """Names on the left, cells and headings flush right; names too long for the width keep their ends."""
-    widths = [max(map(len, [heading, *cells])) for heading, cells in columns.items()]
-    room = max(12, WIDTH - sum(width + 2 for width in widths))
+    widths = _widths(columns)
+    room = max(LEAST_NAME, width - sum(each + 2 for each in widths))
     shown = ["side", *(name if len(name) <= room else "..." + name[3 - room :] for name in names)]
     first = max(map(len, shown))
     lines = zip(shown, *([heading, *cells] for heading, cells in columns.items()), strict=True)
     return "\n".join(
-        name.ljust(first) + "".join("  " + cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        name.ljust(first) + "".join("  " + cell.rjust(each) for cell, each in zip(cells, widths, strict=True))
         for name, *cells in lines
     )
+
+
+def _widths(columns: dict[str, list[str]]) -> list[int]:
+    return [max(map(len, [heading, *cells])) for heading, cells in columns.items()]
+
+
+def _asked_for(figure: Figure | None) -> Figure:
+    """A figure of a column that is shown."""
+    assert figure is not None
+    return figure
 
 
 def _cell(estimate: Estimate, number: Callable[[float], str]) -> str:
@@ -183,8 +201,8 @@ def _cell(estimate: Estimate, number: Callable[[float], str]) -> str:
     return f"{number(estimate.value)} [{number(estimate.low)}-{number(estimate.high)}]"
 
 
-def _four_places(value: float) -> str:
-    return f"{value:.4f}"
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _three_places(value: float) -> str:

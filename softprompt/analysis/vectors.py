@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.base.vocabulary import embedding_weight
+from softprompt.data.encoding import decode_text
+
 CHUNK = 1 << 22  # elements widened to fp32 at a time
 
 
@@ -33,7 +36,7 @@ def nearest_tokens(weight: Tensor, token_embedding: nn.Module, count: int) -> tu
 
 def vocabulary_rms(token_embedding: nn.Module) -> float:
     """Root mean square of all elements of the embeddings."""
-    total = number = 0
+    total, number = 0.0, 0
     for _, rows in embedding_chunks(token_embedding):
         total += rows.double().square().sum().item()
         number += rows.numel()
@@ -43,11 +46,11 @@ def vocabulary_rms(token_embedding: nn.Module) -> float:
 @torch.no_grad()
 def embedding_chunks(token_embedding: nn.Module) -> Iterator[tuple[int, Tensor]]:
     """First id and fp32 rows `[chunk, H]` of the embeddings, as the module gives them, on the CPU."""
-    vocab_size, width = token_embedding.weight.shape
-    device = token_embedding.weight.device
+    weight = embedding_weight(token_embedding)
+    vocab_size, width = weight.shape
     length = max(1, CHUNK // width)
     for first in range(0, vocab_size, length):
-        ids = torch.arange(first, min(first + length, vocab_size), device=device)
+        ids = torch.arange(first, min(first + length, vocab_size), device=weight.device)
         yield first, token_embedding(ids).float().cpu()
 
 
@@ -56,7 +59,8 @@ def token_text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
     name = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
     if name is None:
         return f"id {token_id}"  # an embedding may have more rows than the tokenizer has tokens
-    text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+    assert isinstance(name, str)  # a list only for a list of ids
+    text = decode_text([token_id], tokenizer, clean_up_tokenization_spaces=False)
     if "\N{REPLACEMENT CHARACTER}" in text or not text:
         return f"<{name}>" if name.isprintable() else repr(name)  # some bytes of a character
     # sentencepiece drops the space in front of a text's first word

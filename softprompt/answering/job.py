@@ -6,33 +6,56 @@ its own, so a run that is stopped and goes on gives what an uninterrupted one gi
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from softprompt.answering.batch import draw_seed, generate_batch, new_token_budget, text_of
 from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
 from softprompt.base.loading import Base, require_known_ids
-from softprompt.config.commands import GenerateConfig
-from softprompt.config.options import flag
+from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
 from softprompt.data.encoding import encode_question
 from softprompt.data.reading import Row
+from softprompt.data.template import template_named
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, UserError
+from softprompt.prompt.file import PromptFile
 from softprompt.prompt.fit import context_limit, require_room
 from softprompt.system.process import is_out_of_memory
-from softprompt.training.checkpoint import check_same_recipe
 
 # options that decide the answers; how many rows share a batch may change when a run goes on
 RECIPE = (
     "max_length", "max_new_tokens", "do_sample", "top_k", "top_p", "temperature", "repetition_penalty",
     "num_return_sequences",
 )  # fmt: skip
+# what the answers rest on besides, and what is said when it is not what they were begun with
+FACTS = {
+    "rows": "`instructions`: the rows were others",
+    "prompt": "`prompt_file`: it was another prompt",
+    "base": "`model`: it had other weights",
+    "precision": "`precision`: it was another one",
+    "device": "`device`: it was another kind of device",
+}
+
+
+class JobReport:
+    """Hears how a file of questions is answered. This one keeps silent; a subclass shows what it overrides."""
+
+    def say(self, message: str) -> None:
+        """Something worth a line happened."""
+
+    def begin(self, done: int, total: int) -> None:
+        """So many of the rows are answered already."""
+
+    def answered(self, rows: int) -> None:
+        """A batch is saved."""
+
+    def end(self) -> None:
+        """All rows are answered, or the job was stopped."""
 
 
 @dataclass(frozen=True)
@@ -44,34 +67,43 @@ class Question:
 
 
 def answer_rows(
-    model: SoftPromptModel, base: Base, config: GenerateConfig, *, rows: Sequence[Row], name: str, prompt_sha256: str
+    model: SoftPromptModel,
+    base: Base,
+    config: GenerateConfig,
+    *,
+    rows: Sequence[Row],
+    name: str,
+    prompt: PromptFile,
+    report: JobReport | None = None,
 ) -> None:
-    """Answer `rows` into the output file, and say on stderr how it goes.
+    """Answer `rows` into the output file.
 
     Args:
         name: what to call the rows in messages.
-        prompt_sha256: which prompt the model has, for `--resume`.
+        prompt: the file of the model's prompt: its template asks, and `resume` compares its hash.
 
     Raises:
-        UserError: a row leaves no room for an answer, `--resume` finds another run's answers, or the machine fails.
+        UserError: a row leaves no room for an answer, `resume` finds another run's answers, or the machine fails.
         Interrupted: SIGINT or SIGTERM came; all finished batches are saved.
     """
-    questions = [Question(row, encode_question(row, base.tokenizer)) for row in rows]
+    report = report or JobReport()
+    template = template_named(prompt.facts.template, prompt_file=config.prompt_file)
+    questions = [Question(row, encode_question(row, base.tokenizer, template)) for row in rows]
     require_known_ids(base, (id for question in questions for id in question.ids))
     num_virtual_tokens = model.soft_prompt.num_virtual_tokens
     _check_room(questions, base, config, num_virtual_tokens, name)
-    file = _open(config, _recipe(questions, base, config, prompt_sha256), len(questions))
+    file = _open(config, _recipe(questions, base, config, prompt.metadata["sha256"]), len(questions), report)
     waiting = [question for question in questions if question.row.number not in file.answers]
     batches = plan_batches(
         [len(question.ids) for question in waiting],
         config.per_device_eval_batch_size,
         largest_gap=_largest_gap(base, config, num_virtual_tokens),
     )
-    _say(f"{name}: {len(rows):,} rows, {len(waiting):,} to answer in {len(batches):,} batches")
+    report.say(f"{name}: {len(rows):,} rows, {len(waiting):,} to answer in {len(batches):,} batches")
     start = time.perf_counter()
     try:
         tokens = _answer_batches(
-            model, base, config, file, [[waiting[place] for place in places] for places in batches]
+            model, base, config, file, [[waiting[place] for place in places] for places in batches], report
         )
         file.finish([_record(row, file.answers[row.number], config) for row in rows])
     except Interrupted as stop:
@@ -81,21 +113,25 @@ def answer_rows(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        size = f"--per-device-eval-batch-size {config.per_device_eval_batch_size}"
+        size = f"`per_device_eval_batch_size` {config.per_device_eval_batch_size}"
         raise UserError(f"out of memory with {size}; {file.place()} and a smaller one") from error
     seconds = time.perf_counter() - start
     rates = f": {len(waiting) / seconds:.1f} rows/s, {tokens / seconds:,.0f} tokens/s" if waiting else ""
-    _say(f"answers written to {file.path}{rates}")
+    report.say(f"answers written to {file.path}{rates}")
 
 
 def _answer_batches(
-    model: SoftPromptModel, base: Base, config: GenerateConfig, file: AnswerFile, batches: list[list[Question]]
+    model: SoftPromptModel,
+    base: Base,
+    config: GenerateConfig,
+    file: AnswerFile,
+    batches: list[list[Question]],
+    report: JobReport,
 ) -> int:
     """Answer and save batch by batch; returns how many tokens that took."""
     tokens = 0
-    # `disable=None`: no bar where stderr is not a terminal
-    progress = {"total": file.num_rows, "initial": len(file.answers), "unit": "row", "disable": None}
-    with tqdm(**progress, dynamic_ncols=True) as bar:
+    report.begin(len(file.answers), file.num_rows)
+    try:
         for batch in batches:
             numbers = [question.row.number for question in batch]
             torch.manual_seed(_batch_seed(file.header["seed"], numbers[0]))
@@ -103,7 +139,9 @@ def _answer_batches(
             answers = generate_batch(model, base.tokenizer, config, questions=ids)
             file.append(numbers, [[text_of(answer, base.tokenizer) for answer in several] for several in answers])
             tokens += sum(len(answer) for several in answers for answer in several)
-            bar.update(len(batch))
+            report.answered(len(batch))
+    finally:
+        report.end()
     return tokens
 
 
@@ -115,7 +153,7 @@ def _check_room(
     for question in questions:
         try:
             text_tokens = len(question.ids) + new_token_budget(config, len(question.ids))
-            require_room(base.model, num_virtual_tokens, text_tokens, flag=flag(limit))
+            require_room(base.model, num_virtual_tokens, text_tokens, option=limit)
         except UserError as error:
             raise UserError(f"{name}, row {question.row.number}: {error}") from None
 
@@ -123,44 +161,55 @@ def _check_room(
 def _largest_gap(base: Base, config: GenerateConfig, num_virtual_tokens: int) -> int | None:
     """How much shorter than the longest row of a batch another may be.
 
-    `--max-length` gives a shorter row more new tokens, and the longest, which goes on beside it, must not leave the
+    `max_length` gives a shorter row more new tokens, and the longest, which goes on beside it, must not leave the
     base's context.
     """
     limit = context_limit(base.model)
     if limit is None or config.max_new_tokens is not None:
         return None
-    return limit - num_virtual_tokens - config.max_length
+    return limit - num_virtual_tokens - (config.max_length or DEFAULT_MAX_LENGTH)
 
 
 def _recipe(questions: Sequence[Question], base: Base, config: GenerateConfig, prompt_sha256: str) -> dict[str, object]:
-    """Everything but the seed that decides the answers, under the names that a complaint uses."""
+    """Everything but the seed that decides the answers: facts and options."""
     rows = [[question.row.instruction, question.row.input, question.ids] for question in questions]
-    return {
-        "--instructions (SHA-256 of its rows)": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
-        "--prompt-file (SHA-256)": prompt_sha256,
-        "--model (SHA-256 of its weights)": base.fingerprint.sha256,
-        "--precision": base.precision,
-        "--device": base.device.type,
-        **{flag(name): getattr(config, name) for name in RECIPE},
+    facts = {
+        "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "prompt": prompt_sha256,
+        "base": base.fingerprint.sha256,
+        "precision": base.precision,
+        "device": base.device.type,
     }
+    return {"facts": facts, "options": {name: getattr(config, name) for name in RECIPE}}
 
 
-def _open(config: GenerateConfig, recipe: dict[str, object], num_rows: int) -> AnswerFile:
+def _require_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `UserError` that names, in words, the first thing that is not as it was when the answers were begun."""
+    for name, value in now["options"].items():
+        was = before["options"].get(name)
+        if was != value:
+            raise UserError(f"`resume`: `{name}` was {was} when these answers were begun and is {value} now; keep it")
+    for name, message in FACTS.items():
+        if before["facts"].get(name) != now["facts"][name]:
+            raise UserError(f"`resume`: {message} when these answers were begun; give the same, or use `overwrite`")
+
+
+def _open(config: GenerateConfig, recipe: dict[str, Any], num_rows: int, report: JobReport) -> AnswerFile:
     """The file to go on with, or a fresh one; says the seed."""
     path = answers_path(config)
     partial = partial_path(path)
     if config.resume and partial.exists():
         header = read_header(partial)
-        if config.seed is not None:
-            recipe = recipe | {"--seed": config.seed}
-        check_same_recipe(header["recipe"] | {"--seed": header["seed"]}, recipe)
+        given = {} if config.seed is None else {"seed": config.seed}
+        before = header["recipe"]["options"] | {"seed": header["seed"]}
+        _require_same(header["recipe"] | {"options": before}, recipe | {"options": recipe["options"] | given})
         file = AnswerFile.go_on(path, header, num_rows)
-        _say(f"resumed from {partial}: {len(file.answers):,} rows are answered")
+        report.say(f"resumed from {partial}: {len(file.answers):,} rows are answered")
     else:
         seed = draw_seed() if config.seed is None else config.seed
         file = AnswerFile.start(path, {"recipe": recipe, "seed": seed, "overwrite": config.overwrite}, num_rows)
-    if config.do_sample:
-        _say(f"seed: {file.header['seed']}")
+    if config.samples:
+        report.say(f"seed: {file.header['seed']}")
     return file
 
 
@@ -174,7 +223,3 @@ def _record(row: Row, answers: list[str], config: GenerateConfig) -> dict[str, o
     """One object of the output."""
     question = {"instruction": row.instruction, "input": row.input}
     return question | ({"answer": answers[0]} if config.num_return_sequences == 1 else {"answers": answers})
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from softprompt.config.commands import GenerateConfig
 from softprompt.errors import UserError
 from softprompt.system import sources
-from softprompt.system.files import require_writable, write_atomic
+from softprompt.system.files import check_output_file, write_atomic
 
 KIND = "softprompt answers"
 VERSION = 1
@@ -37,7 +37,8 @@ class AnswerFile:
         """What a stopped run saved; a line that a crash cut short or damaged goes, with all behind it."""
         partial = partial_path(path)
         first, *lines = partial.read_bytes().splitlines(keepends=True)
-        answers, whole = {}, len(first)
+        answers: dict[int, list[str]] = {}
+        whole = len(first)
         for line in lines:
             batch = _batch(line)
             if batch is None:
@@ -62,7 +63,7 @@ class AnswerFile:
 
     def place(self) -> str:
         """What is saved and how to go on."""
-        return f"{len(self.answers)} of {self.num_rows} rows are answered, in {self.partial}; go on with --resume"
+        return f"{len(self.answers)} of {self.num_rows} rows are answered, in {self.partial}; go on with `resume`"
 
 
 def answers_path(config: GenerateConfig) -> Path:
@@ -70,9 +71,10 @@ def answers_path(config: GenerateConfig) -> Path:
     if config.output_file is not None:
         return Path(config.output_file)
     name = config.instructions
+    assert name is not None  # one question alone has no answer file
     if sources.is_builtin(name) or not sources.is_path(name):
         return Path(f"{name.removeprefix(sources.PREFIX).rsplit('/', 1)[-1]}.answers.jsonl")
-    rows = sources.local_path(name, "--instructions")
+    rows = sources.local_path(name, "instructions")
     if rows.name in ("", ".."):
         rows = rows.resolve()
     stem = rows.name if rows.is_dir() else rows.stem
@@ -92,23 +94,19 @@ def check_answer_file(config: GenerateConfig) -> None:
             place for a file, or it is what the answers are made from.
     """
     path = answers_path(config)
-    partial, what = partial_path(path), f"--output-file {path}"
-    for each in (path, partial):
-        if each.is_dir():
-            raise UserError(f"{what}: {each} is a folder; name a file")
-        if each.exists() and not each.is_file():
-            raise UserError(f"{what}: {each} is no plain file, and would be replaced by one; name another")
-    refuse_sources(path, prompt_files=[config.prompt_file], rows=config.instructions, flag="--instructions")
-    require_writable(path.parent, flag=what)
+    partial = partial_path(path)
+    refuse_sources(path, prompt_files=[config.prompt_file], rows=config.instructions, option="instructions")
+    for each in (path, partial):  # what may be replaced follows below
+        check_output_file(each, option="output_file", replace=True)
     started = read_header(partial) if partial.exists() else None
     if config.overwrite:
         return
     if started is not None and not config.resume:
-        raise UserError(f"{partial}: holds a stopped run's answers; go on with --resume, or replace it by --overwrite")
+        raise UserError(f"{partial}: holds a stopped run's answers; go on with `resume`, or replace it by `overwrite`")
     if path.exists() and config.resume and started is None:
-        raise UserError(f"--resume: there is no {partial} to go on from, and {path} exists; it is kept")
+        raise UserError(f"`resume`: there is no {partial} to go on from, and {path} exists; it is kept")
     if path.exists() and (started is None or not started["overwrite"]):
-        raise UserError(f"{what}: already there; name another, or replace it with --overwrite")
+        raise UserError(f"`output_file` {path}: already there; name another, or replace it with `overwrite`")
 
 
 def read_header(partial: Path) -> dict:
@@ -124,21 +122,21 @@ def read_header(partial: Path) -> dict:
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("kind") != KIND:
-        raise UserError(f"{partial}: not written by generate.py; name another --output-file")
+        raise UserError(f"{partial}: not written by `softprompt generate`; name another `output_file`")
     if header.get("version") != VERSION:
         raise UserError(f"{partial}: written by another version of softprompt; delete it to start anew")
     return header
 
 
-def refuse_sources(path: Path, *, prompt_files: Sequence[str], rows: str, flag: str) -> None:
+def refuse_sources(path: Path, *, prompt_files: Sequence[str], rows: str | None, option: str) -> None:
     """Keep an output file from replacing a prompt or the rows that `flag` names, or becoming rows of their folder."""
     target = path.resolve()
     if target in [Path(name).resolve() for name in prompt_files]:
-        raise UserError(f"--output-file {path}: is the --prompt-file; name another")
-    if sources.is_path(rows) and not sources.is_builtin(rows):
-        source = sources.local_path(rows, flag).resolve()
+        raise UserError(f"`output_file` {path}: is the `prompt_file`; name another")
+    if rows is not None and sources.is_path(rows) and not sources.is_builtin(rows):
+        source = sources.local_path(rows, option).resolve()
         if target == source or (source.is_dir() and source in target.parents):
-            raise UserError(f"--output-file {path}: is among the {flag} {rows}; name another")
+            raise UserError(f"`output_file` {path}: is among the `{option}` {rows}; name another")
 
 
 def _batch(line: bytes) -> dict[int, list[str]] | None:

@@ -23,11 +23,11 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name}: no such device; use cpu, cuda, cuda:N or auto") from error
+        raise UserError(f"`device` {name}: no such device; use cpu, cuda, cuda:N or auto") from error
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: softprompt runs on cpu and cuda")
+        raise UserError(f"`device` {name}: softprompt runs on cpu and cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+        raise UserError(f"`device` {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices; use `device` cpu")
     return device
 
 

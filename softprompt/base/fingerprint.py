@@ -6,6 +6,7 @@ the files: the hash over every value widened to fp32, the sketch from the norm a
 """
 
 import base64
+import enum
 import functools
 import hashlib
 import json
@@ -92,24 +93,31 @@ def _indexed_files(index: Path) -> list[Path]:
         raise UserError(f"{index}: not an index of weight files; fetch the model again") from error
 
 
-def describe_difference(mine: Fingerprint, theirs: Fingerprint) -> str | None:
-    """How two bases that may be used for each other differ: "" not at all, a phrase, or None if they are not the same.
+class Likeness(enum.Enum):
+    """How far two bases are the same."""
+
+    SAME = "equal checkpoints"
+    ROUNDED = "equal up to the rounding of the coarser precision"
+    QUANTISED = "one is quantised, and what is not quantised is equal"
+    OTHER = "different bases"
+
+
+def compare_fingerprints(mine: Fingerprint, theirs: Fingerprint) -> Likeness:
+    """How far two bases are the same, as far as their fingerprints tell.
 
     Equal hashes are the same base. Otherwise every tensor that both store as floats must agree in shape and, within
     the coarser dtype's rounding, in the sketch. A difference smaller than rounding cannot be seen.
     """
     if mine.sha256 == theirs.sha256:
-        return ""
+        return Likeness.SAME
     left, right = json.loads(mine.sketch), json.loads(theirs.sketch)
     quantised = any(not _is_float(side) for side in (left, right))
     shared = [name for name in left.keys() & right.keys() if _is_float({0: left[name], 1: right[name]})]
     # a tied head may be stored or not
     unmatched = (left.keys() ^ right.keys()) - {"lm_head.weight"}
     if not shared or (unmatched and not quantised) or not all(_agree(left[n], right[n]) for n in shared):
-        return None
-    if quantised:
-        return "the same base, one of them quantised (only unquantised tensors compared)"
-    return "the same base in another precision"
+        return Likeness.OTHER
+    return Likeness.QUANTISED if quantised else Likeness.ROUNDED
 
 
 def _compute(files: list[Path]) -> Fingerprint:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from softprompt.base.device import DTYPES, resolve_precision
 from softprompt.base.fingerprint import Fingerprint, fingerprint, tokenizer_sha256, weight_files
+from softprompt.base.vocabulary import embedding_weight
 from softprompt.data.encoding import require_eos
 from softprompt.errors import UserError
 from softprompt.system import sources
@@ -87,16 +89,17 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
     pool.shutdown(wait=False)
     precision = resolve_precision(precision, device, config.get_text_config().hidden_size)
     tokenizer = _load_tokenizer(folder, name)
-    model = _load_model(folder, config, DTYPES[precision], name).to(device)
+    model = _load_model(folder, config, DTYPES[precision], name)
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` is annotated without its self
     return Base(model, tokenizer, name, revision, precision, device, notes, pending)
 
 
 def require_known_ids(base: Base, ids: Iterable[int]) -> None:
     """Raise `UserError` if the tokenizer gives ids, or an eos id, that the base has no embedding for."""
-    size = base.model.get_input_embeddings().weight.shape[0]
+    size = len(embedding_weight(base.model.get_input_embeddings()))
     largest = max(base.tokenizer.eos_token_id, base.pad_token_id, *ids)
     if largest >= size:
-        raise UserError(f"--model {base.name}: its tokenizer gives id {largest}, its embedding has {size} rows")
+        raise UserError(f"`model` {base.name}: its tokenizer gives id {largest}, its embedding has {size} rows")
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str]:
@@ -105,10 +108,10 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
         return sources.model_folder(name), ""
     if not sources.is_path(name):
         return sources.model_snapshot(name, revision)
-    folder = sources.local_path(name, "--model")
+    folder = sources.local_path(name, "model")
     if not folder.is_dir():
         what = "is a file, not a model's folder" if folder.exists() else "no such folder"
-        raise UserError(f"--model {name}: {what}; give a folder with config.json and weights, or a hub id")
+        raise UserError(f"`model` {name}: {what}; give a folder with config.json and weights, or a hub id")
     return folder, ""
 
 
@@ -122,13 +125,13 @@ def _read_config(folder: Path, name: str) -> PretrainedConfig:
     except (OSError, ValueError, KeyError, TypeError) as error:
         _refuse_own_code(folder / "config.json", name)
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--model {name}: no usable config.json ({reason})") from error
+        raise UserError(f"`model` {name}: no usable config.json ({reason})") from error
     config._attn_implementation = None
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
     if not causal.intersection(architectures):
         kind = config.architectures[0] if config.architectures else config.model_type
-        raise UserError(f"--model {name}: {kind} is not a causal language model; choose one such as BloomForCausalLM")
+        raise UserError(f"`model` {name}: {kind} is not a causal language model; choose one such as BloomForCausalLM")
     return config
 
 
@@ -143,7 +146,7 @@ def _refuse_own_code(config_file: Path, name: str) -> None:
         return
     if own_code:
         raise UserError(
-            f"--model {name}: needs Python code of its own ({config_file.name}: auto_map), which softprompt never runs;"
+            f"`model` {name}: needs Python code of its own ({config_file.name}: auto_map), which softprompt never runs;"
             " choose a base that transformers knows"
         )
 
@@ -151,13 +154,13 @@ def _refuse_own_code(config_file: Path, name: str) -> None:
 def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     """The tokenizer, with an eos token."""
     if not any((folder / file).exists() for file in TOKENIZER_FILES):
-        raise UserError(f"--model {name}: no tokenizer there (tokenizer.json); save one beside the weights")
+        raise UserError(f"`model` {name}: no tokenizer there (tokenizer.json); save one beside the weights")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _refuse_own_code(folder / "tokenizer_config.json", name)
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--model {name}: its tokenizer cannot be read ({reason})") from error
+        raise UserError(f"`model` {name}: its tokenizer cannot be read ({reason})") from error
     require_eos(tokenizer, name)
     return tokenizer
 
@@ -165,7 +168,7 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
 def _load_model(folder: Path, config: PretrainedConfig, dtype: torch.dtype, name: str) -> PreTrainedModel:
     """The model with every tensor from the checkpoint, in eval mode."""
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -177,10 +180,11 @@ def _load_model(folder: Path, config: PretrainedConfig, dtype: torch.dtype, name
         if isinstance(error, RuntimeError) and "out of memory" in str(error):
             raise
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"--model {name}: its weights cannot be loaded ({reason})") from error
+        raise UserError(f"`model` {name}: its weights cannot be loaded ({reason})") from error
+    model, info = loaded  # a pair because of `output_loading_info`, which the annotation does not know
     lacking = sorted(info["missing_keys"])
     if lacking:
-        raise UserError(f"--model {name}: its weights lack {len(lacking)} tensors, the first {lacking[0]}")
+        raise UserError(f"`model` {name}: its weights lack {len(lacking)} tensors, the first {lacking[0]}")
     for key, stored, wanted in sorted(info["mismatched_keys"]):
-        raise UserError(f"--model {name}: {key} is {list(stored)}, its config.json says {list(wanted)}")
+        raise UserError(f"`model` {name}: {key} is {list(stored)}, its config.json says {list(wanted)}")
     return model.eval()

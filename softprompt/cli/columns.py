@@ -3,8 +3,6 @@
 import unicodedata
 from collections.abc import Iterable
 
-COLUMNS = 100
-
 
 def display_width(text: str) -> int:
     """Columns that `text` takes."""
@@ -30,7 +28,7 @@ def wrap(text: str, columns: int) -> list[str]:
     return [*lines, text]
 
 
-def fields(pairs: Iterable[tuple[str, str]], *, columns: int = COLUMNS) -> str:
+def fields(pairs: Iterable[tuple[str, str]], *, columns: int) -> str:
     """Names on the left, what belongs to them aligned and wrapped on the right."""
     pairs = list(pairs)
     margin = max(display_width(name) for name, _ in pairs) + 4

@@ -2,53 +2,71 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from softprompt.answering.output import refuse_sources
-from softprompt.cli.program import quiet_libraries
+from softprompt.cli.program import settle
 from softprompt.config.command_line import parse
-from softprompt.config.commands import EvaluateConfig
+from softprompt.config.commands import EvaluateConfig, run_folder_of
+from softprompt.config.options import flags_in
 from softprompt.errors import UserError
-from softprompt.system.files import require_writable, write_atomic
+from softprompt.system.files import check_output_file, write_atomic
+
+if TYPE_CHECKING:
+    from softprompt.base.loading import Base
+    from softprompt.data.reading import Row
+    from softprompt.data.splits import Splits
+    from softprompt.prompt.file import PromptFile
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -> None:
     """Compare as the command line says: what is scored, a table, and the output file if one is named."""
-    config = parse(EvaluateConfig, argv, prog="python -m softprompt evaluate", description=__doc__)
+    config = parse(EvaluateConfig, argv, prog=prog, description=__doc__, positional="prompt_file")
+
+    from tqdm import tqdm
 
     from softprompt.analysis.comparison import (
+        TEXT_PROMPT,
         check_fit,
         encode_eval_set,
         load_prompts,
         make_sides,
         notes_on_seen_rows,
         run_sides,
+        work_of,
     )
     from softprompt.analysis.table import describe_figures, figures_of, to_json
     from softprompt.base.device import resolve_device
+    from softprompt.cli.terminal import screen_width
     from softprompt.cli.text import describe_base, describe_split
-    from softprompt.data.splits import load_split
+    from softprompt.data.splits import EncodedSplit
     from softprompt.prompt.fit import load_prompt_base
 
-    quiet_libraries()
-    check_output_file(config)
+    settle()
+    check_output(config)
     device = resolve_device(config.device)
     files = load_prompts(config.prompt_file)
-    rows, name = load_split(config.data, config.split)
     first = config.prompt_file[0]
+    chosen = rows_to_score(config, files[first])
     base = load_prompt_base(
-        files[first].metadata, prompt_file=first, model=config.model, device=device, precision=config.precision
+        files[first].facts, prompt_file=first, model=config.model, device=device, precision=config.precision
     )
-    sides, notes = make_sides(files, base, allow_other=config.allow_other_base)
-    eval_set = encode_eval_set(rows[: config.max_rows], base, config, name=name)
+    require_rows_of_run(chosen, files[first], base, prompt_file=first)
+    sides, notes = make_sides(files, base, text_prompt=config.text_prompt, allow_other=config.allow_other_base)
+    eval_set = encode_eval_set(chosen.rows[: config.max_rows], base, config, name=chosen.name)
     check_fit(eval_set, sides, base, max_new_tokens=config.max_new_tokens)
     notes += notes_on_seen_rows(files, eval_set.encoded)
-    scored = describe_split(f"--data {name}", eval_set.encoded, eval_set.skipped)
-    print(describe_base(base), scored, *notes, sep="\n", flush=True)
+    scored = describe_split(f"`data` {chosen.name}", EncodedSplit(eval_set.encoded, eval_set.skipped))
+    # a text that the user wrote keeps its backticks
+    notes = [note if note.startswith(TEXT_PROMPT) else flags_in(note) for note in notes]
+    print(describe_base(base), flags_in(scored), *notes, sep="\n", flush=True)
 
-    outcomes = run_sides(sides, eval_set, base, config)
+    # `disable=None`: no bar where stderr is not a terminal
+    with tqdm(total=work_of(sides, eval_set), unit="row", disable=None, dynamic_ncols=True) as bar:
+        outcomes = run_sides(sides, eval_set, base, config, advance=bar.update)
     figures = [figures_of(outcome, eval_set, config) for outcome in outcomes]
-    table = describe_figures(outcomes, figures, eval_set, config)
+    table = describe_figures(outcomes, figures, eval_set, config, width=screen_width())
     if config.output_file is None:
         print(table)
         return
@@ -59,7 +77,77 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"figures and rows written to {config.output_file}")
 
 
-def check_output_file(config: EvaluateConfig) -> None:
+@dataclass(frozen=True)
+class Chosen:
+    """The rows to score, what to call them, and, if a run folder named them, that run's splits and cut."""
+
+    rows: "list[Row]"
+    name: str
+    splits: "Splits | None" = None
+    max_length: int = 0
+
+
+def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
+    """The rows of `--data`, or those that the first prompt's run did not train on.
+
+    Raises:
+        UserError: no data is named, and the prompt's run folder is not there, is another run's or names none; or the
+            output file is among the rows that it names.
+    """
+    from softprompt.answering.output import refuse_sources
+    from softprompt.data.splits import load_split, load_splits
+    from softprompt.training.run import IN_MEMORY, read_run
+
+    if config.data is not None:
+        return Chosen(*load_split(config.data, config.split))
+    first = config.prompt_file[0]
+    folder = run_folder_of(first, config.run_dir)
+    run = read_run(folder)
+    if run is None or IN_MEMORY in [run.options.get(name) for name in ("data", "eval_data", "test_data")]:
+        raise UserError(f"`data`: name the rows to score; {folder}, where {first} would say its own, names none")
+    if run.data_sha256 != file.facts.data_sha256:
+        raise UserError(f"`data`: name the rows to score; {folder} is of another run than {first}")
+    for name in ("data", "eval_data", "test_data"):
+        if config.output_file is not None:
+            refuse_sources(Path(config.output_file), prompt_files=(), rows=run.options[name], option=name)
+    named = {name: run.options[name] for name in ("eval_data", "eval_fraction", "test_data", "seed")}
+    splits = load_splits(run.options["data"], **named)
+    held_out = config.held_out or not splits.test_rows
+    rows, others = splits.eval_rows, splits.train_rows
+    if not held_out:
+        rows, others = splits.test_rows, splits.train_rows + splits.eval_rows
+    known = {(row.instruction, row.input, row.output) for row in others}
+    rows = [row for row in rows if (row.instruction, row.input, row.output) not in known]
+    if not rows:
+        what = "held-out" if config.held_out else "test or held-out"
+        raise UserError(f"`data`: name the rows to score; {first} has no {what} rows of its own")
+    name = f"{run.options['data']} ({'held out' if held_out else 'test'}, as {folder} has it)"
+    return Chosen(rows, name, splits, run.options["max_length"])
+
+
+def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, prompt_file: str) -> None:
+    """Refuse rows whose files have changed since the prompt's run, which may have trained on what they say now.
+
+    Ids are compared, so with another tokenizer there is nothing to compare.
+
+    Raises:
+        UserError: the rows are others than those of the run.
+    """
+    from softprompt.base.fingerprint import tokenizer_sha256
+    from softprompt.data.row_hashes import rows_sha256
+    from softprompt.data.splits import encode_splits
+    from softprompt.training.recipe import Recipe
+
+    if chosen.splits is None or file.facts.tokenizer_sha256 != tokenizer_sha256(base.tokenizer):
+        return
+    rows = encode_splits(chosen.splits, base.tokenizer, max_length=chosen.max_length)
+    splits = {"train_rows": rows.train_rows, "eval_rows": rows.eval_rows, "test_rows": rows.test_rows}
+    now = Recipe({}, {name: rows_sha256(each) for name, each in splits.items()})
+    if now.data_sha256 != file.facts.data_sha256:
+        raise UserError(f"`data`: name the rows to score; {chosen.name} are not those that made {prompt_file} any more")
+
+
+def check_output(config: EvaluateConfig) -> None:
     """Refuse, before anything is loaded, to replace what is already there; writes nothing.
 
     Raises:
@@ -67,16 +155,11 @@ def check_output_file(config: EvaluateConfig) -> None:
     """
     if config.output_file is None:
         return
+    from softprompt.answering.output import refuse_sources
+
     path = Path(config.output_file)
-    what = f"--output-file {path}"
-    if path.is_dir():
-        raise UserError(f"{what}: is a folder; name a file")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{what}: is no plain file, and would be replaced by one; name another")
-    refuse_sources(path, prompt_files=config.prompt_file, rows=config.data, flag="--data")
-    require_writable(path.parent, flag=what)
-    if path.exists() and not config.overwrite:
-        raise UserError(f"{what}: already there; name another, or replace it with --overwrite")
+    refuse_sources(path, prompt_files=config.prompt_file, rows=config.data, option="data")
+    check_output_file(path, option="output_file", replace=config.overwrite)
 
 
 def write_output(path: Path, content: dict[str, object]) -> None:

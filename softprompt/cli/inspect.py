@@ -1,20 +1,18 @@
-"""Look at a prompt: its file, its scale, its nearest vocabulary tokens, how far it moved, and its loss curve.
+"""Look at a prompt: its file, its scale, its nearest vocabulary tokens, how far it moved, and its loss curve."""
 
-`inspect FILE` is `inspect --prompt-file FILE`; other flags follow the file.
-"""
-
-import re
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from softprompt.cli.columns import COLUMNS, display_width, fields, fit, visible
-from softprompt.cli.program import quiet_libraries
+from softprompt.cli.columns import display_width, fields, fit, visible
+from softprompt.cli.program import settle
 from softprompt.config.command_line import parse
 from softprompt.config.commands import InspectConfig
+from softprompt.config.options import flags_in
 from softprompt.errors import UserError
-from softprompt.system.files import require_writable, write_atomic
+from softprompt.system.files import check_output_file, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from softprompt.base.loading import Base
     from softprompt.prompt.file import PromptFile
 
-PROGRAM = "python -m softprompt inspect"
 TOKEN_COLUMNS, GAP = 14, 2  # of a token in the table, where longer ones are cut, and in front of it
 # of what the metadata say of the training; what else there is follows
 SUMMARY = (
@@ -32,54 +29,37 @@ SUMMARY = (
 )  # fmt: skip
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = "softprompt inspect") -> None:
     """Inspect as the command line says: the report on stdout, notes on stderr."""
-    config = parse(InspectConfig, with_prompt_flag(argv), prog=PROGRAM, description=__doc__)
+    config = parse(InspectConfig, argv, prog=prog, description=__doc__, positional="prompt_file")
     check_plot(config)
 
-    from softprompt.analysis.curve import load_curve, training_summary
+    from softprompt.analysis.curve import load_curve
+    from softprompt.cli.terminal import screen_width
     from softprompt.prompt.file import load_prompt
 
-    quiet_libraries()
-    file = load_prompt(config.prompt_file)
-    training = training_summary(file.metadata)
+    settle()
+    file, width = load_prompt(config.prompt_file), screen_width()
+    training = file.facts.training
     curve = load_curve(config.prompt_file, config.run_dir, training)
     if config.plot is not None and curve is None:
-        raise UserError(f"--plot {config.plot}: there is no curve to draw; pass the run folder as --run-dir")
-    print(describe_file(config.prompt_file, file, training), flush=True)
+        raise UserError(f"`plot` {config.plot}: there is no curve to draw; pass the run folder as `run_dir`")
+    print(describe_file(config.prompt_file, file, columns=width), flush=True)
     base, is_own_base = load_base_of(file, config)
-    print(describe_vectors(file, training, base, num_nearest=config.num_nearest, is_own_base=is_own_base))
-    print(describe_curve(curve, training, config))
+    nearest = config.num_nearest
+    print(describe_vectors(file, base, num_nearest=nearest, is_own_base=is_own_base, columns=width))
+    print(describe_curve(curve, training, config, columns=width))
     if curve is not None:
         draw(curve, config)
 
 
-def with_prompt_flag(argv: Sequence[str]) -> list[str]:
-    """The words with `--prompt-file` in front of a prompt file that comes first without a flag.
-
-    Raises:
-        UserError: two files are named.
-    """
-    if not argv or argv[0].startswith("-"):
-        return list(argv)
-    path, *flags = argv
-    if any(re.match(r"--prompt[-_]file(=|$)", word) for word in flags):
-        raise UserError(f"--prompt-file: the prompt file {path} is named already; give it once")
-    if flags and not flags[0].startswith("-"):
-        raise UserError(f"{flags[0]}: {path} is named already, and inspect takes one prompt file; leave one out")
-    return [f"--prompt-file={path}", *flags]
-
-
 def check_plot(config: InspectConfig) -> None:
-    """Refuse, before anything is loaded, to replace a file or to draw where nothing can be written."""
+    """Refuse, before anything is loaded, a plot that cannot be drawn or written."""
     if config.plot is None:
         return
-    plot = Path(config.plot)
-    if plot.is_dir():
-        raise UserError(f"--plot {plot}: is a folder; name a file in it")
-    if plot.exists() and not config.overwrite:
-        raise UserError(f"--plot {plot}: already there; name another, or replace it with --overwrite")
-    require_writable(plot.parent, flag=f"--plot {plot}")
+    check_output_file(Path(config.plot), option="plot", replace=config.overwrite)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("`plot`: needs matplotlib, which is missing; install it with: pip install 'softprompt[plot]'")
 
 
 def load_base_of(file: "PromptFile", config: InspectConfig) -> "tuple[Base, bool]":
@@ -88,53 +68,51 @@ def load_base_of(file: "PromptFile", config: InspectConfig) -> "tuple[Base, bool
 
     from softprompt.prompt.fit import check_same_base, load_prompt_base
 
-    settings = {"prompt_file": config.prompt_file, "model": config.model, "precision": "auto"}
-    base = load_prompt_base(file.metadata, device=torch.device("cpu"), **settings)
+    name, cpu = config.prompt_file, torch.device("cpu")
+    base = load_prompt_base(file.facts, prompt_file=name, model=config.model, device=cpu, precision="auto")
     is_own = True
     try:
-        remark = check_same_base(file.metadata, base, prompt_file=config.prompt_file, allow_other=False)
+        remark = check_same_base(file, base, prompt_file=config.prompt_file, allow_other=False)
     except UserError:
         is_own = False
         allowed = config.allow_other_base
-        remark = check_same_base(file.metadata, base, prompt_file=config.prompt_file, allow_other=allowed)
+        remark = check_same_base(file, base, prompt_file=config.prompt_file, allow_other=allowed)
     for note in filter(None, (*base.notes, remark)):
-        print(f"note: {note}", file=sys.stderr)
+        print(flags_in(f"note: {note}"), file=sys.stderr)
     return base, is_own
 
 
-def describe_file(path: str, file: "PromptFile", training: dict[str, object]) -> str:
+def describe_file(path: str, file: "PromptFile", *, columns: int) -> str:
     """Path, shape, size, and what the metadata say."""
-    count, width = file.weight.shape
-    stated = {name: file.metadata.get(name) or "not stated" for name in ("base", "init", "template")}
+    (count, width), facts = file.weight.shape, file.facts
     pairs = [
         ("shape", f"{count} x {width} (virtual tokens P x hidden size H)"),
         ("size", f"{Path(path).stat().st_size:,} bytes"),
-        ("base", visible(stated["base"])),
-        ("init", visible(stated["init"])),
+        ("base", visible(facts.base or "not stated")),
+        ("init", visible(facts.init or "not stated")),
     ]
-    if file.metadata.get("init_text"):
-        pairs.append(("init text", repr(file.metadata["init_text"])))
-    pairs.append(("template", visible(stated["template"])))
-    said = _in_order({name: value for name, value in training.items() if name != "curve"})
+    if facts.init_text:
+        pairs.append(("init text", repr(facts.init_text)))
+    pairs.append(("template", visible(facts.template or "not stated")))
+    pairs.append(("data", visible(facts.data or "not stated")))
+    said = _in_order({name: value for name, value in facts.training.items() if name != "curve"})
     pairs += [(visible(name.replace("_", " ")), _value(value)) for name, value in said]
-    return f"{path}\n{fields(pairs)}"
+    return f"{path}\n{fields(pairs, columns=columns)}"
 
 
-def describe_vectors(
-    file: "PromptFile", training: dict[str, object], base: "Base", *, num_nearest: int, is_own_base: bool
-) -> str:
+def describe_vectors(file: "PromptFile", base: "Base", *, num_nearest: int, is_own_base: bool, columns: int) -> str:
     """Norms, and for each virtual token its nearest vocabulary tokens and its movement."""
     from softprompt.analysis.vectors import nearest_tokens, token_text, vocabulary_rms
+    from softprompt.base.vocabulary import embedding_weight
     from softprompt.prompt.embedding import rms
     from softprompt.prompt.start import start_of, why_no_start
 
     embedding = base.model.get_input_embeddings()
-    vocab_size = len(embedding.weight)
+    vocab_size = len(embedding_weight(embedding))
     if num_nearest > vocab_size:
-        raise UserError(f"--num-nearest {num_nearest}: the vocabulary has only {vocab_size:,} tokens")
-    seed = training.get("seed")
-    unknown = why_no_start(file.metadata, seed) if is_own_base else "this is not the base that it was trained on"
-    start = None if unknown else start_of(file.metadata, seed, base, len(file.weight))
+        raise UserError(f"`num_nearest` {num_nearest}: the vocabulary has only {vocab_size:,} tokens")
+    unknown = flags_in(why_no_start(file.facts)) if is_own_base else "this is not the base that it was trained on"
+    start = None if unknown else start_of(file.facts, base, len(file.weight))
     ids, cosines = nearest_tokens(file.weight, embedding, num_nearest)
     nearest = [
         [(token_text(token, base.tokenizer), cosine) for token, cosine in zip(*row, strict=True)]
@@ -149,17 +127,17 @@ def describe_vectors(
         ("norm of a vocabulary token", f"{scale * file.weight.shape[1] ** 0.5:.4g} (root mean square)"),
         ("movement from the start", f"cannot be told: {unknown}" if unknown else "below; relative to the initial norm"),
     ]
-    return f"\nnorms\n{fields(pairs)}\n\n{_token_table(file.weight, start, nearest)}"
+    return f"\nnorms\n{fields(pairs, columns=columns)}\n\n{_token_table(file.weight, start, nearest, columns)}"
 
 
-def describe_curve(curve: "Curve | None", training: dict[str, object], config: InspectConfig) -> str:
+def describe_curve(curve: "Curve | None", training: dict[str, Any], config: InspectConfig, *, columns: int) -> str:
     """Where the curve is from, or where it was looked for, and what in it is odd."""
-    from softprompt.analysis.curve import default_metrics_file, held_out_loss
+    from softprompt.analysis.curve import held_out_loss, metrics_file_of
 
     if curve is None:
-        looked = default_metrics_file(config.prompt_file, config.run_dir)
+        looked = metrics_file_of(config.prompt_file, config.run_dir)
         places = [("looked for", str(looked)), ("and in", "the prompt file's metadata")]
-        return "\nloss curve: none\n" + fields(places)
+        return "\nloss curve: none\n" + fields(places, columns=columns)
     pairs = [("from", curve.source)]
     if curve.skipped_lines:
         pairs.append(("skipped", f"{curve.skipped_lines} damaged lines"))
@@ -167,28 +145,23 @@ def describe_curve(curve: "Curve | None", training: dict[str, object], config: I
     if trained is not None and curve.held_out and trained not in [point.loss for point in curve.held_out]:
         said = f"none of its held-out losses is {trained:.4g}, the prompt file's"
         pairs.append(("warning", f"perhaps of another run: {said}"))
-    return "\nloss curve\n" + fields(pairs)
+    return "\nloss curve\n" + fields(pairs, columns=columns)
 
 
 def draw(curve: "Curve", config: InspectConfig) -> None:
-    """The curve as a PNG, or in the terminal without `--plot` and where matplotlib is missing."""
+    """The curve as a PNG, or in the terminal without `--plot`."""
     from softprompt.analysis.chart import png_bytes, text_chart
 
     if config.plot is None:
         print(text_chart(curve))
         return
-    try:
-        content = png_bytes(curve)
-    except ImportError:
-        print("note: --plot needs matplotlib, which is missing (pip install matplotlib)", file=sys.stderr)
-        print(text_chart(curve))
-        return
+    content = png_bytes(curve)
     Path(config.plot).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(config.plot, content)
     print(f"plot written to {config.plot}")
 
 
-def _token_table(weight: "Tensor", start: "Tensor | None", nearest: list[list[tuple[str, float]]]) -> str:
+def _token_table(weight: "Tensor", start: "Tensor | None", nearest: list[list[tuple[str, float]]], columns: int) -> str:
     """One virtual token a line, with more lines where its nearest tokens need them."""
     moved = "" if start is None else f"{'moved':>9}{'relative':>10}"
     lines = [f"token{'norm':>9}{moved}{'':{GAP}}nearest vocabulary tokens, cosine"]
@@ -198,7 +171,7 @@ def _token_table(weight: "Tensor", start: "Tensor | None", nearest: list[list[tu
             distance, norm = (vector - start[place]).norm().item(), start[place].norm().item()
             left += f"{distance:>9.4g}" + (f"{distance / norm:>10.4g}" if norm else f"{'-':>10}")
         cells = [f"{fit(text, TOKEN_COLUMNS)} {cosine:>5.2f}" for text, cosine in nearest[place]]
-        per_line = (COLUMNS - len(left)) // (GAP + display_width(cells[0]))
+        per_line = max(1, columns - len(left)) // (GAP + display_width(cells[0])) or 1
         for first in range(0, len(cells), per_line):
             margin = left if first == 0 else " " * len(left)
             lines.append(margin + "".join(f"{'':{GAP}}{cell}" for cell in cells[first : first + per_line]))

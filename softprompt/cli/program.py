@@ -1,21 +1,26 @@
-"""A command as a program: its exit status, its one line of complaint, and libraries that keep quiet."""
+"""A command as a program: its exit status, its one line of complaint, and what the user types for another command."""
 
 import gc
-import logging
+import shlex
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
+from softprompt.config.options import flags_in
 from softprompt.errors import Interrupted, UserError
-from softprompt.system.process import drop_output, is_out_of_memory
+from softprompt.system.process import drop_output, is_out_of_memory, silence_libraries
+
+MEMORY_ADVICE = "try `gradient_checkpointing`, a smaller `per_device_train_batch_size` or `max_length`"
+DOORS = {"train": "train.py", "generate": "generate.py"}  # scripts beside the package that open these commands
 
 
 def run(main: Callable[[], None], *, prog: str) -> int:
     """Call `main` and return the exit status: 0, 1 (our bug), 2 (input or machine), or 128 + the signal."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _raise_interrupted)
-    gc.disable()  # until `quiet_libraries`: walking over what the imports make, all of it alive, took 0.4 of 3.4 s
+    gc.disable()  # until `settle`: walking over what the imports make, all of it alive, took 0.4 of 3.4 s
     try:
         main()
         sys.stdout.flush()
@@ -35,23 +40,29 @@ def run(main: Callable[[], None], *, prog: str) -> int:
         gc.enable()
 
 
-def quiet_libraries() -> None:
-    """Leave the screen to softprompt: no bars, warnings or log lines of the libraries that a command uses.
+def settle() -> None:
+    """Everything is imported: leave the screen to softprompt, and what was imported out of garbage collection.
 
-    They are imported by now, and are left out of garbage collection from here on.
+    The libraries stay quiet until the process ends.
     """
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
+    silence_libraries()
     gc.freeze()
     gc.enable()
 
 
-MEMORY_ADVICE = "try --gradient-checkpointing, a smaller --per-device-train-batch-size or --max-length"
+def typed(command: str, started_as: str | None = None) -> str:
+    """What the user types for another command: `softprompt generate`, or as this process was started.
+
+    Args:
+        started_as: the first word of the command line (default: this process's).
+    """
+    started = Path(sys.argv[0] if started_as is None else started_as)
+    if started.name == "__main__.py":
+        return f"python -m softprompt {command}"
+    if started.name in DOORS.values():
+        door = DOORS.get(command)
+        return f"python {shlex.quote(str(started.with_name(door)))}" if door else f"python -m softprompt {command}"
+    return f"softprompt {command}"
 
 
 def _raise_interrupted(signum: int, frame: object) -> NoReturn:
@@ -67,6 +78,6 @@ def _one_line(error: BaseException) -> str:
 
 
 def _say(prog: str, message: str, status: int) -> int:
-    """Print one line to stderr and hand the status back."""
-    print(f"{prog}: {message}", file=sys.stderr, flush=True)
+    """Print one line to stderr, options spelled as flags, and hand the status back."""
+    print(flags_in(f"{prog}: {message}"), file=sys.stderr, flush=True)
     return status

@@ -3,37 +3,36 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from softprompt.cli.program import quiet_libraries
+from softprompt.cli.program import settle
 from softprompt.config.command_line import parse
 from softprompt.config.commands import SweepConfig
 from softprompt.errors import UserError
 
-# the sweep folder's record of what it searches, and the sign that the folder is a sweep's
-RECIPE_NAME = "sweep.json"
 
-
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = "softprompt sweep") -> None:
     """Search as the command line says."""
-    config = parse(SweepConfig, argv, prog="python -m softprompt sweep", description=__doc__)
+    config = parse(SweepConfig, argv, prog=prog, description=__doc__)
 
-    from softprompt.base.device import resolve_device
-    from softprompt.base.loading import load_base
-    from softprompt.cli.text import describe_base
+    from softprompt.cli.terminal import TerminalSweepReport
+    from softprompt.cli.text import command_line, describe_base, describe_rows, describe_test, describe_trial
     from softprompt.prompt.fit import require_room
-    from softprompt.training.rows import encode_splits, load_rows
+    from softprompt.training.run import load_inputs
     from softprompt.training.sweep import Search
 
-    quiet_libraries()
+    settle()
     check_outputs(config)
-    device = resolve_device(config.device)
-    splits = load_rows(config)
-    base = load_base(config.model, device=device, precision=config.precision)
-    print(describe_base(base), flush=True)
-    rows = encode_splits(splits, base, config)
+    base, rows = load_inputs(config)
+    print(describe_base(base))
+    print(describe_rows(rows, config.data, base.tokenizer), flush=True)
     if not rows.eval_rows:
-        raise UserError(f"--data {config.data}: no held-out rows to choose by; give --eval-data or --eval-fraction")
-    require_room(base.model, max(config.virtual_tokens), rows.longest, flag="--max-length")
-    Search(config, base, rows, recipe_file=config.sweep_folder / RECIPE_NAME).run()
+        raise UserError(f"`data` {config.data}: no held-out rows to choose by; give `eval_data` or `eval_fraction`")
+    require_room(base.model, max(config.virtual_tokens), rows.longest, option="max_length")
+    result = Search(config, base, rows, TerminalSweepReport()).run()
+    print(f"\nbest: {describe_trial(result.best)}")
+    if result.test is not None:
+        print(describe_test(result.test))
+    again = command_line("train", result.options)
+    print(f"prompt written to {config.prompt_file}; the same by itself: {again}")
 
 
 def check_outputs(config: SweepConfig) -> None:
@@ -43,15 +42,13 @@ def check_outputs(config: SweepConfig) -> None:
         UserError: the prompt file or the sweep folder exists and no flag allows to replace it, or cannot be written.
     """
     from softprompt.training.checkpoint import check_places
+    from softprompt.training.sweep import RECIPE_NAME
 
     prompt_file, folder = Path(config.prompt_file), config.sweep_folder
-    check_places(prompt_file, folder, flag="--sweep-dir")
     ours = (folder / RECIPE_NAME).is_file()
+    replace = config.overwrite or (config.resume and ours)
+    check_places(prompt_file, folder, option="sweep_dir", replace=replace)
     if folder.exists() and any(folder.iterdir()) and not ours:
-        raise UserError(f"--sweep-dir {folder}: holds files that no sweep wrote; name another folder")
-    if config.overwrite or (config.resume and ours):
-        return
-    if prompt_file.exists():
-        raise UserError(f"--prompt-file {prompt_file}: already there; name another, or replace it with --overwrite")
-    if ours:
-        raise UserError(f"--sweep-dir {folder}: already there; go on with --resume, or replace it with --overwrite")
+        raise UserError(f"`sweep_dir` {folder}: holds files that no sweep wrote; name another folder")
+    if ours and not replace:
+        raise UserError(f"`sweep_dir` {folder}: already there; go on with `resume`, or replace it with `overwrite`")

@@ -2,18 +2,40 @@
 
 import math
 import shlex
+from collections.abc import Mapping
 
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.analysis.statistics import exact_match
 from softprompt.base.loading import Base
+from softprompt.cli.program import typed
 from softprompt.config.commands import TrainConfig
-from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
+from softprompt.config.options import flag, flags_in
+from softprompt.data.encoding import IGNORE_INDEX, EncodedRow, decode_text
+from softprompt.data.splits import EncodedSplit, EncodedSplits
 from softprompt.engine.families import can_pack
 from softprompt.engine.forward import attention_note
+from softprompt.engine.model import SoftPromptModel
+from softprompt.engine.passes import Score
 from softprompt.training.checkpoint import ANSWERS_NAME
+from softprompt.training.run_log import CURRENT, INITIAL, KEPT, NO_PROMPT, TRAINED, EvaluationRecord, StepRecord
 from softprompt.training.selection import Result
+from softprompt.training.sweep import TrialResult
 from softprompt.training.trainer import Trainer
+
+PROMPTS = {
+    NO_PROMPT: "without a prompt",
+    INITIAL: "with the initial prompt",
+    CURRENT: "with the prompt so far",
+    TRAINED: "with the trained prompt",
+    KEPT: "with the kept prompt",
+}
+SPLITS = {"eval": "held-out", "test": "test"}
+
+
+def three_digits(value: float) -> str:
+    """A loss with three significant digits: 0.0412, 1.23, 17.3."""
+    return f"{value:#.3g}".rstrip(".")
 
 
 def describe_base(base: Base) -> str:
@@ -23,27 +45,44 @@ def describe_base(base: Base) -> str:
     return "\n".join([what, *(f"note: {note}" for note in base.notes)])
 
 
-def describe_split(name: str, rows: list[EncodedRow], skipped: list[int], *, copies: int = 0) -> str:
-    """How many rows and supervised tokens there are, and which rows are left out.
+def describe_shape(model: SoftPromptModel) -> str:
+    """The model's shape in one line: the prompt in front of the base's layers."""
+    prompt, config = model.soft_prompt, model.base_model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", "?")
+    return (
+        f"model: {prompt.num_virtual_tokens} x {prompt.hidden_size} virtual tokens, {config.num_hidden_layers} frozen"
+        f" layers, {heads} heads, vocabulary {config.vocab_size:,}"
+    )
 
-    Args:
-        copies: rows left out since they also stand in another split.
-    """
-    supervised = sum(row.num_supervised for row in rows)
-    line = f"{name}: {len(rows):,} rows, {supervised:,} supervised tokens"
-    if copies:
-        line += f"; {copies} that are also rows of another split left out"
-    if not skipped:
+
+def describe_rows(rows: EncodedSplits, data: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """How many rows there are in each split, with flags for options, and what the first one looks like, as it is."""
+    lines = [describe_split(f"`data` {data}", rows.train), describe_split("held out", rows.held_out)]
+    if rows.test.rows or rows.test.skipped or rows.test.copies:
+        lines.append(describe_split("test", rows.test))
+    lines = [flags_in(line) for line in lines]  # but for the rows, whose own backticks stay
+    if rows.train_rows:
+        lines.append(describe_row(rows.train_rows[0], tokenizer))
+    return "\n".join(lines)
+
+
+def describe_split(name: str, split: EncodedSplit) -> str:
+    """How many rows and supervised tokens there are, and which rows are left out."""
+    supervised = sum(row.num_supervised for row in split.rows)
+    line = f"{name}: {len(split.rows):,} rows, {supervised:,} supervised tokens"
+    if split.copies:
+        line += f"; {split.copies} that are also rows of another split left out"
+    if not split.skipped:
         return line
-    shown = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
-    return f"{line}; {len(skipped)} without a response (blank, or cut off by --max-length) skipped: row {shown}"
+    shown = ", ".join(map(str, split.skipped[:5])) + (", ..." if len(split.skipped) > 5 else "")
+    return f"{line}; {len(split.skipped)} without a response (blank, or cut off by `max_length`) skipped: row {shown}"
 
 
 def describe_row(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
     """One row as the model sees it, and what of it is to be learnt."""
     labels = [label for label in row.labels if label != IGNORE_INDEX]
-    return f"first row, input_ids decoded:\n{_indent(tokenizer.decode(row.input_ids))}\n" + (
-        f"first row, labels decoded:\n{_indent(tokenizer.decode(labels))}"
+    return f"first row, input_ids decoded:\n{_indent(decode_text(row.input_ids, tokenizer))}\n" + (
+        f"first row, labels decoded:\n{_indent(decode_text(labels, tokenizer))}"
     )
 
 
@@ -58,18 +97,33 @@ def describe_passes(trainer: Trainer) -> str:
 
 def describe_steps(trainer: Trainer) -> str:
     """How many steps of how many rows, at which rate, absolute and relative to the prompt."""
-    rate, scale = trainer.optimizer.rate, trainer.optimizer.scale
-    config, epoch = trainer.config, math.ceil(len(trainer.train_rows) / trainer.config.rows_per_step)
+    rate, scale, config = trainer.optimizer.rate, trainer.optimizer.scale, trainer.config
+    epoch = math.ceil(len(trainer.rows.train_rows) / config.rows_per_step)
     line = (
-        f"{trainer.total} steps of {trainer.config.rows_per_step} rows,"
+        f"{trainer.total} steps of {config.rows_per_step} rows,"
         f" learning rate {rate:.4g} ({rate / scale:.3g} x the prompt's RMS of {scale:.4g})"
     )
     if config.num_train_epochs is None and config.max_steps < 0 and trainer.total > epoch:
         line += (
             f"\nnote: an epoch of these rows has {epoch} steps, so {trainer.total / epoch:.3g} epochs are trained to"
-            f" make {trainer.total} steps; --num-train-epochs 1 trains one"
+            f" make {trainer.total} steps; `num_train_epochs` 1 trains one"
         )
     return line
+
+
+def describe_step(record: StepRecord, total_steps: int, *, unit: str = "supervised tokens/s") -> str:
+    """The line of a window of steps."""
+    width = len(str(total_steps))
+    return (
+        f"step {record.step:{width}d}/{total_steps}  loss {three_digits(record.loss)}  lr {record.learning_rate:.2e}"
+        f"  grad_norm {record.grad_norm:.2e}  {record.supervised_tokens_per_second:,.0f} {unit}"
+    )
+
+
+def describe_evaluation(record: EvaluationRecord) -> str:
+    """The line of a loss on rows that are not trained on."""
+    loss = three_digits(record.loss)
+    return f"{SPLITS[record.split]} loss {PROMPTS[record.prompt]}: {loss}  token accuracy {record.accuracy:.1%}"
 
 
 def describe_answers(answers: list[dict[str, str]], split: str, config: TrainConfig) -> str:
@@ -83,25 +137,43 @@ def describe_answers(answers: list[dict[str, str]], split: str, config: TrainCon
 
 
 def describe_result(result: Result, config: TrainConfig) -> str:
-    """Which prompt was kept, the command that uses it, and a warning if the base alone does as well."""
+    """Which prompt was kept, the command that uses it, and what to do if it could be better."""
     lines, held_out = [], result.held_out
-    command = shlex.join(["python", "generate.py", "--prompt-file", config.prompt_file])
+    command = f"{typed('generate')} {shlex.join(['--prompt-file', config.prompt_file])}"
     if held_out.trained_prompt is not None:
         why = "the last" if config.save_last else "the lowest held-out loss"
         perplexity = math.exp(min(held_out.trained_prompt, 700))
-        lines.append(
-            f"kept the prompt of step {result.step} ({why}: {held_out.trained_prompt:.4f}, perplexity {perplexity:.4g})"
-        )
+        loss = three_digits(held_out.trained_prompt)
+        lines.append(f"kept the prompt of step {result.step} ({why}: {loss}, perplexity {perplexity:.4g})")
     lines.append(f"prompt written to {config.prompt_file}; try: {command}")
     if result.still_falling:
         lines.append(
             f"note: the held-out loss was still falling at the end; go on from this prompt with"
-            f" --init-from {shlex.quote(config.prompt_file)}, or train more steps from the start with --max-steps"
+            f" `init_from` {shlex.quote(config.prompt_file)}, or train more steps from the start with `max_steps`"
         )
     for split, losses in (("held-out", held_out), ("test", result.test)):
-        if losses.trained_prompt is not None and not losses.trained_prompt < losses.without_prompt:
+        trained, without = losses.trained_prompt, losses.without_prompt
+        if trained is not None and without is not None and not trained < without:
             lines.append(f"warning: {split} loss is no better than without a prompt; try more rows or another rate")
     return "\n".join(lines)
+
+
+def describe_trial(result: TrialResult) -> str:
+    """A row of the search's table."""
+    trial = result.trial
+    rate = f"{result.learning_rate:.3g} ({trial.relative_rate:g} x RMS)"
+    return f"{trial.virtual_tokens:4d} {trial.init:8}{rate:>22}   {three_digits(result.loss)}"
+
+
+def describe_test(score: Score) -> str:
+    """The last figure of a search."""
+    return f"test loss with this prompt: {three_digits(score.loss)}  token accuracy {score.accuracy:.1%}"
+
+
+def command_line(command: str, options: Mapping[str, object]) -> str:
+    """What the user types to run a command with these options."""
+    words = [word for name, value in options.items() for word in (flag(name), str(value))]
+    return f"{typed(command)} {shlex.join(words)}".rstrip()
 
 
 def _indent(text: str) -> str:

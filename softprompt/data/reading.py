@@ -4,9 +4,10 @@ import csv
 import functools
 import glob
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict, Features, Json, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -17,6 +18,8 @@ from softprompt.system import sources
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 COLUMNS = ("instruction", "input", "output")
 QUESTION_COLUMNS = ("instruction", "input")
+# a name, or rows that are in memory
+Data: TypeAlias = str | Sequence[Mapping[str, Any]] | Dataset | DatasetDict
 
 
 @dataclass(frozen=True)
@@ -29,63 +32,92 @@ class Row:
     number: int
 
 
-def load_tables(name: str, flag: str, columns: Sequence[str] = COLUMNS) -> dict[str, list[dict[str, object]]]:
-    """Every split under its name; a single table is `train`."""
+def name_of(data: Data) -> str:
+    """What to call data in messages: its name, or that it came from memory."""
+    return data if isinstance(data, str) else "the rows given"
+
+
+def load_tables(data: Data, option: str, columns: Sequence[str] = COLUMNS) -> dict[str, list[dict[str, object]]]:
+    """Every split under its name, with the columns that are used; a single table is `train`.
+
+    Args:
+        option: the option that names the data, for messages.
+
+    Raises:
+        UserError: data that is not there or cannot be read, or without any of the columns.
+    """
+    name = name_of(data)
     try:
         with tempfile.TemporaryDirectory(prefix="softprompt-") as cache:
-            loaded = _load(name, flag, cache)
-            splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+            loaded = _load(data, option, cache) if isinstance(data, str) else _in_memory(data)
+            splits = loaded if isinstance(loaded, dict) else {"train": loaded}
             return {split: _records(table, columns) for split, table in splits.items()}
     except DatasetNotFoundError as error:
-        raise UserError(f"{flag} {name}: the hub has no such data set") from error
+        raise UserError(f"`{option}` {name}: the hub has no such data set") from error
     except (DatasetGenerationError, ValueError, OSError, UnicodeDecodeError) as error:
         if isinstance(error, UserError):
             message = str(error)
-            raise error if message.startswith(flag) else UserError(f"{flag} {name}: {message}") from error
+            raise error if message.startswith("`") else UserError(f"`{option}` {name}: {message}") from error
         cause = error.__cause__ or error
         if "corresponds to no data" in str(cause):
-            raise UserError(f"{flag} {name}: holds no row") from error
-        raise UserError(f"{flag} {name}: cannot be read ({' '.join(str(cause).split())[:200]})") from error
+            raise UserError(f"`{option}` {name}: holds no row") from error
+        raise UserError(f"`{option}` {name}: cannot be read ({' '.join(str(cause).split())[:200]})") from error
 
 
-def _load(name: str, flag: str, cache: str) -> Dataset | DatasetDict:
+def _in_memory(data: Any) -> Any:
+    """Rows that are already here: a data set of `datasets` as it is, or a list of dicts.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(data, Dataset | DatasetDict):
+        return data
+    if not isinstance(data, Sequence) or isinstance(data, bytes):
+        raise UserError(f"is a {type(data).__name__}; give a name, a list of dicts or a data set of `datasets`")
+    for number, row in enumerate(data, start=1):
+        if not isinstance(row, Mapping):
+            raise UserError(f"row {number}: is a {type(row).__name__}, not a dict")
+    return list(data)
+
+
+def _load(name: str, option: str, cache: str) -> Dataset | DatasetDict:
     """Hand `name` to the reader that fits it."""
     if sources.is_builtin(name):
         return load_dataset(str(sources.data_folder(name)), cache_dir=cache)
     if not sources.is_path(name):
-        sources.require_dataset(name, flag)
+        sources.require_dataset(name, option)
         return load_dataset(name)
-    path = sources.local_path(name, flag)
+    path = sources.local_path(name, option)
     if not path.exists():
-        raise UserError(f"{flag} {name}: no such file or folder")
+        raise UserError(f"`{option}` {name}: no such file or folder")
     if path.is_dir():
-        return _load_folder(path, flag, cache)
-    return _load_file(path, flag, cache)
+        return _load_folder(path, option, cache)
+    return _load_file(path, option, cache)
 
 
-def _load_folder(path: Path, flag: str, cache: str) -> Dataset | DatasetDict:
+def _load_folder(path: Path, option: str, cache: str) -> Dataset | DatasetDict:
     """A `save_to_disk` folder, or a folder of data files such as `train.jsonl` and `validation.jsonl`."""
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         try:
             return load_from_disk(str(path))
         except (LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{flag} {path}: a damaged save_to_disk folder ({error!r}); save it again") from error
+            raise UserError(f"`{option}` {path}: a damaged save_to_disk folder ({error!r}); save it again") from error
     files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in READERS]
     if not files:
-        raise UserError(f"{flag} {path}: neither a save_to_disk folder nor one with {', '.join(READERS)} files")
+        raise UserError(f"`{option}` {path}: neither a save_to_disk folder nor one with {', '.join(READERS)} files")
     splits = {file.stem: file for file in files}
     if len(splits) < len(files):
-        raise UserError(f"{flag} {path}: two files are of the same split; keep one or name one file")
-    return DatasetDict({split: _load_file(file, flag, cache) for split, file in splits.items()})
+        raise UserError(f"`{option}` {path}: two files are of the same split; keep one or name one file")
+    return DatasetDict({split: _load_file(file, option, cache) for split, file in splits.items()})
 
 
-def _load_file(path: Path, flag: str, cache: str) -> Dataset:
+def _load_file(path: Path, option: str, cache: str) -> Dataset:
     """One data file, by its suffix."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{flag} {path}: the suffix must be one of {', '.join(READERS)}")
+        raise UserError(f"`{option}` {path}: the suffix must be one of {', '.join(READERS)}")
     if path.stat().st_size == 0:
-        raise UserError(f"{flag} {path}: the file is empty; give Alpaca rows")
+        raise UserError(f"`{option}` {path}: the file is empty; give Alpaca rows")
     # a name with brackets is a name, and no pattern
     read = functools.partial(load_dataset, reader, data_files=glob.escape(str(path)), split="train", cache_dir=cache)
     if reader == "csv":
@@ -123,12 +155,21 @@ def _csv_options(path: Path) -> dict[str, object]:
     return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
 
 
-def _records(table: Dataset, columns: Sequence[str]) -> list[dict[str, object]]:
+def _records(table: Dataset | list[Mapping[str, object]], columns: Sequence[str]) -> list[dict[str, object]]:
     """The columns that are used, as plain values detached from the files they came from."""
-    if not set(columns) & set(table.column_names):
+    if isinstance(table, list):
+        names = list(dict.fromkeys(name for row in table for name in row))
+    else:
+        names = table.column_names
+    if not set(columns) & set(names):
+        if isinstance(table, list) and not table:
+            raise UserError("holds no row")
         needed = " and ".join(_required(columns))
-        raise UserError(f"rows need {needed} as columns; here are {', '.join(table.column_names[:5]) or 'none'}")
-    return list(table.select_columns([name for name in columns if name in table.column_names]))
+        raise UserError(f"rows need {needed} as columns; here are {', '.join(map(str, names[:5])) or 'none'}")
+    used = [name for name in columns if name in names]
+    if isinstance(table, list):
+        return [{name: row.get(name) for name in used} for row in table]
+    return list(table.select_columns(used))
 
 
 def _required(columns: Sequence[str]) -> list[str]:
@@ -150,7 +191,8 @@ def check_rows(records: list[dict[str, object]], name: str, columns: Sequence[st
             if _is_missing(record.get(column)) or (column == "instruction" and not str(record[column]).strip()):
                 needed = " and ".join(f"an {needed}" for needed in _required(columns))
                 raise UserError(f"{name}, row {number}: no {column}; every row needs {needed}")
-        rows.append(Row(*(_text(record.get(column), column, number, name) for column in COLUMNS), number=number))
+        instruction, given, output = (_text(record.get(column), column, number, name) for column in COLUMNS)
+        rows.append(Row(instruction, given, output, number))
     return rows
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from softprompt.data.encoding import EncodedRow
 
@@ -26,17 +26,6 @@ def sketch_of(rows: Iterable[EncodedRow]) -> list[str]:
 def hashes_of(rows: Iterable[EncodedRow]) -> set[str]:
     """A hash of 48 bits for every different row, of its `input_ids`."""
     return {hashlib.blake2b(json.dumps(row.input_ids).encode(), digest_size=6).hexdigest() for row in rows}
-
-
-def read_sketches(metadata: Mapping[str, str]) -> dict[str, list[str]]:
-    """The sketches that a prompt file's metadata hold, by the name of their split; empty without readable ones."""
-    try:
-        found = json.loads(metadata.get("rows_sketch", "{}"))
-    except ValueError:
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {name: sketch for name, sketch in found.items() if isinstance(sketch, list)}
 
 
 def share_among(sketch: Sequence[str], hashes: set[str]) -> float:

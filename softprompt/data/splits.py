@@ -1,25 +1,20 @@
-"""Which rows train a prompt, which choose it, and which tell how good it is."""
+"""Which rows train a prompt, which choose it, and which tell how good it is: as text, then as token ids."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from softprompt.data.reading import QUESTION_COLUMNS, Row, check_rows, load_tables
+from softprompt.data.encoding import EncodedRow, encode_rows, without_copies
+from softprompt.data.reading import QUESTION_COLUMNS, Data, Row, check_rows, load_tables, name_of
+from softprompt.data.template import TUTORIAL, Template
 from softprompt.errors import UserError
 
 HELD_OUT_SPLITS = ("validation", "test")
-
-
 SCORED_SPLITS = ("test", "validation", "train")  # a validation split chose the prompt, a test split beside it did not
-
-
 DEFAULT_EVAL_FRACTION = 0.1
-
-
 MAX_DEFAULT_EVAL_ROWS = 200
-
-
 MIN_DEFAULT_EVAL_ROWS = 8  # fewer choose by chance
 
 
@@ -32,8 +27,61 @@ class Splits:
     test_rows: list[Row] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The rows of one split as token ids, and which rows were left out.
+
+    Attributes:
+        skipped: numbers of the rows without a response, because it is blank or the cut leaves none of it.
+        copies: how many rows also stand in another split, where they are used.
+    """
+
+    rows: list[EncodedRow] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+    copies: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedSplits:
+    """Rows to train on, to choose by and to report on, none of them in two lists."""
+
+    train: EncodedSplit
+    held_out: EncodedSplit = EncodedSplit()
+    test: EncodedSplit = EncodedSplit()
+
+    @property
+    def train_rows(self) -> list[EncodedRow]:
+        """Rows to train on."""
+        return self.train.rows
+
+    @property
+    def eval_rows(self) -> list[EncodedRow]:
+        """Rows that choose the prompt."""
+        return self.held_out.rows
+
+    @property
+    def test_rows(self) -> list[EncodedRow]:
+        """Rows that choose nothing."""
+        return self.test.rows
+
+    @property
+    def all_rows(self) -> list[EncodedRow]:
+        """The rows of all lists."""
+        return self.train_rows + self.eval_rows + self.test_rows
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(row.input_ids) for row in self.all_rows)
+
+
 def load_splits(
-    data: str, *, eval_data: str | None, eval_fraction: float | None, seed: int, test_data: str | None = None
+    data: Data,
+    *,
+    eval_data: Data | None = None,
+    eval_fraction: float | None = None,
+    seed: int,
+    test_data: Data | None = None,
 ) -> Splits:
     """Load `data` and choose the held-out rows.
 
@@ -43,63 +91,69 @@ def load_splits(
     Raises:
         UserError: missing or unreadable data, or rows that are not Alpaca rows.
     """
-    tables = load_tables(data, "--data")
-    train_rows = check_rows(tables[_choose(tables, ("train",), data, "--data")], data)
-    test_rows = _named_rows(test_data, "--test-data", ("test", *HELD_OUT_SPLITS, "train"))
+    tables, name = load_tables(data, "data"), name_of(data)
+    train_rows = check_rows(tables[_choose(tables, ("train",), name, "data")], name)
+    test_rows = _rows_of(test_data, "test_data", ("test", *HELD_OUT_SPLITS, "train"))
     own = [split for split in HELD_OUT_SPLITS if split in tables and "train" in tables]
     chooses = own[0] if own and eval_data is None and eval_fraction is None else None
     if test_data is None and "test" in own and chooses != "test":
-        test_rows = check_rows(tables["test"], f"{data} (test)")
+        test_rows = check_rows(tables["test"], f"{name} (test)")
     if eval_data is not None:
-        return Splits(train_rows, _named_rows(eval_data, "--eval-data", (*HELD_OUT_SPLITS, "train")), test_rows)
+        return Splits(train_rows, _rows_of(eval_data, "eval_data", (*HELD_OUT_SPLITS, "train")), test_rows)
     if chooses is not None:
-        return Splits(train_rows, check_rows(tables[chooses], f"{data} ({chooses})"), test_rows)
+        return Splits(train_rows, check_rows(tables[chooses], f"{name} ({chooses})"), test_rows)
     return Splits(*_hold_out(train_rows, eval_fraction, seed), test_rows)
 
 
-def _named_rows(name: str | None, flag: str, wanted: Sequence[str]) -> list[Row]:
-    """The rows of data that a flag names; none without a name."""
-    if name is None:
-        return []
-    tables = load_tables(name, flag)
-    return check_rows(tables[_choose(tables, wanted, name, flag)], name)
+def encode_splits(
+    splits: Splits, tokenizer: PreTrainedTokenizerBase, *, max_length: int, template: Template = TUTORIAL
+) -> EncodedSplits:
+    """Encode all rows. What is held out must not be trained on, and what reports must be in neither: copies go."""
+
+    def apart(rows: list[Row], others: list[EncodedRow]) -> EncodedSplit:
+        encoded, skipped = encode_rows(rows, tokenizer, max_length=max_length, template=template)
+        kept = without_copies(encoded, others)
+        return EncodedSplit(kept, skipped, len(encoded) - len(kept))
+
+    train = apart(splits.train_rows, [])
+    held_out = apart(splits.eval_rows, train.rows)
+    return EncodedSplits(train, held_out, apart(splits.test_rows, train.rows + held_out.rows))
 
 
-def load_split(data: str, split: str | None = None) -> tuple[list[Row], str]:
+def load_split(data: Data, split: str | None = None) -> tuple[list[Row], str]:
     """The rows of one split and what to call them in messages: `split`, else the test, validation or only one.
 
     Raises:
         UserError: as `load_splits`, or there is no such split.
     """
-    tables = load_tables(data, "--data")
+    tables, name = load_tables(data, "data"), name_of(data)
     if split is not None and split not in tables:
-        raise UserError(f"--split {split}: --data {data} has only {', '.join(tables)}")
-    chosen = _choose(tables, SCORED_SPLITS, data, "--data") if split is None else split
-    name = data if len(tables) == 1 else f"{data} ({chosen})"
+        raise UserError(f"`split` {split}: `data` {name} has only {', '.join(tables)}")
+    chosen = _choose(tables, SCORED_SPLITS, name, "data") if split is None else split
+    name = name if len(tables) == 1 else f"{name} ({chosen})"
     return check_rows(tables[chosen], name), name
 
 
-def load_table(data: str, split: str) -> list[Row]:
-    """The rows of one split, by its name.
-
-    Raises:
-        UserError: as `load_splits`, or there is no such split.
-    """
-    return load_split(data, split)[0]
-
-
-def load_questions(data: str) -> tuple[list[Row], str]:
-    """Rows to answer, and what to call them in messages; of several splits the one that `--eval-data` would take.
+def load_questions(data: Data) -> tuple[list[Row], str]:
+    """Rows to answer, and what to call them in messages; of several splits the one that `eval_data` would take.
 
     An `output` column is not looked at, and the rows' outputs are empty.
 
     Raises:
         UserError: as `load_splits`.
     """
-    tables = load_tables(data, "--instructions", QUESTION_COLUMNS)
-    split = _choose(tables, (*HELD_OUT_SPLITS, "train"), data, "--instructions")
-    name = data if len(tables) == 1 else f"{data} ({split})"
+    tables, name = load_tables(data, "instructions", QUESTION_COLUMNS), name_of(data)
+    split = _choose(tables, (*HELD_OUT_SPLITS, "train"), name, "instructions")
+    name = name if len(tables) == 1 else f"{name} ({split})"
     return check_rows(tables[split], name, QUESTION_COLUMNS), name
+
+
+def _rows_of(data: Data | None, option: str, wanted: Sequence[str]) -> list[Row]:
+    """The rows of the first wanted split of data; none where there is no data."""
+    if data is None:
+        return []
+    tables, name = load_tables(data, option), name_of(data)
+    return check_rows(tables[_choose(tables, wanted, name, option)], name)
 
 
 def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> tuple[list[Row], list[Row]]:
@@ -117,11 +171,11 @@ def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> tuple[list[
     )
 
 
-def _choose(tables: dict[str, list], wanted: Iterable[str], name: str, flag: str) -> str:
+def _choose(tables: dict[str, list], wanted: Iterable[str], name: str, option: str) -> str:
     """The name of the first wanted split that is there, or of the only one."""
     for split in wanted:
         if split in tables:
             return split
     if len(tables) == 1:
         return next(iter(tables))
-    raise UserError(f"{flag} {name}: has the splits {', '.join(tables)} but no train; name one file")
+    raise UserError(f"`{option}` {name}: has the splits {', '.join(tables)} but no train; name one file")

@@ -136,8 +136,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rul
         keys, values = layout.seen(key, start, end), layout.seen(value, start, end)
         bias = layout.bias(start, end, rules, query.dtype, *shape).view(-1, end - start, keys.shape[1])
         mask = bias if len(bias) == len(query) else bias[:1]
-        settings = {"attn_mask": mask[None], "scale": rules.scale, "enable_gqa": True}
-        outputs.append(F.scaled_dot_product_attention(query[None, :, start:end], keys[None], values[None], **settings))
+        tile = F.scaled_dot_product_attention(
+            query[None, :, start:end],
+            keys[None],
+            values[None],
+            attn_mask=mask[None],
+            scale=rules.scale,
+            enable_gqa=True,
+        )
+        outputs.append(tile)
     return torch.cat(outputs, dim=2)[0].transpose(0, 1)  # [S, Q, D]
 
 

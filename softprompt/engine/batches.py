@@ -63,7 +63,10 @@ def pack_rows(rows: Sequence[EncodedRow], *, num_virtual_tokens: int) -> Pack:
     shared = num_virtual_tokens + len(opening)
     rests = [ids[len(opening) :] for ids in inputs]
     bounds = [*accumulate((len(rest) for rest in rests if rest), initial=shared)]
-    places, targets, counts, start = [], [], [], shared
+    places: list[int] = []
+    targets: list[int] = []
+    counts: list[int] = []
+    start = shared
     for row in rows:
         before = len(targets)
         end = len(needed_ids(row))

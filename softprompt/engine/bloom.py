@@ -5,15 +5,22 @@ is left out: the first layer's text needs no gradient, the last layer's output o
 predicted, and GELU's slope is kept instead of its input.
 """
 
+from typing import Any, TypeGuard
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import BloomForCausalLM
+from transformers import BloomForCausalLM, PreTrainedModel
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from softprompt.engine.attention import Rules
 from softprompt.engine.cpu_kernels import gelu
+
+
+def is_bloom(model: PreTrainedModel) -> TypeGuard[BloomForCausalLM]:
+    """Whether this file's way is the one for a causal LM."""
+    return model.config.model_type == "bloom"
 
 
 def hidden_states(model: BloomForCausalLM, prompt: Tensor, text: Tensor, places: Tensor, attend, recompute: bool):
@@ -46,8 +53,11 @@ def attention_rules(model: BloomForCausalLM) -> Rules:
     return Rules(scale=(model.config.hidden_size // heads) ** -0.5, slopes=slopes)
 
 
-def layer_output(layer: nn.Module, hidden: Tensor, inputs: list[Tensor], attend, rules: Rules, places: Tensor | None):
-    """One BloomBlock on `[S, H]`; with `places`, only there: `[N, H]`."""
+def layer_output(layer: Any, hidden: Tensor, inputs: list[Tensor], attend, rules: Rules, places: Tensor | None):
+    """One BloomBlock on `[S, H]`; with `places`, only there: `[N, H]`.
+
+    The layer is `Any` to a type checker, which cannot tell a module's own modules from its tensors.
+    """
     attention = layer.self_attention
     normed = [layer.input_layernorm(part) for part in inputs]
     projected = _joined([attention.query_key_value(part) for part in normed])

@@ -30,10 +30,11 @@ class Cache:
         self.positions = positions if self.padded else positions[:1]  # [B or 1, S]
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
-        for layer in prompt.keys if prompt else ():
-            for mine, given in ((self.keys, prompt.keys[layer]), (self.values, prompt.values[layer])):
-                mine[layer] = _room(given, positions.shape[1], len(positions))
-                mine[layer][:, :, : given.shape[2]] = given
+        if prompt is not None:
+            for mine, given in ((self.keys, prompt.keys), (self.values, prompt.values)):
+                for layer, tensor in given.items():
+                    mine[layer] = _room(tensor, positions.shape[1], len(positions))
+                    mine[layer][:, :, : tensor.shape[2]] = tensor
 
     def begin(self, slots: Tensor, seen: int | None = None) -> None:
         """The pass to come fills `slots` `[L]`, one after another.
@@ -44,7 +45,7 @@ class Cache:
         """
         self.slots, self.seen = slots, seen
         self.queries = self.positions[:, slots]  # [B or 1, L]
-        self._biases = {}
+        self._biases: dict[tuple[bool, int | None], Tensor] = {}
 
     @property
     def position_ids(self) -> Tensor:
@@ -97,20 +98,22 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, 
     """Query `[B, Q, L, D]`, keys and values `[B, G, K, D]` -> `[B, Q, L, D]`."""
     heads, groups = query.shape[1], query.shape[1] // keys.shape[1]
     if rules.softcap is not None:
-        return _capped_attention(query, keys, values, bias, rules)
+        return _capped_attention(query, keys, values, bias, rules.scale, rules.softcap)
     # the heads that share one query's keys are like several queries of one head
     folded = groups > 1 and query.shape[2] == 1 and (bias is None or bias.shape[1] == 1)
     query = query.reshape(len(query), -1, groups, query.shape[3]) if folded else query
-    settings = {"attn_mask": bias, "scale": rules.scale, "enable_gqa": groups > 1 and not folded}
-    output = F.scaled_dot_product_attention(query, keys, values, **settings)
+    gqa = groups > 1 and not folded
+    output = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=rules.scale, enable_gqa=gqa)
     return output.reshape(len(query), heads, -1, output.shape[3])
 
 
-def _capped_attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, rules: Rules) -> Tensor:
+def _capped_attention(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, softcap: float
+) -> Tensor:
     """The same with soft-capped scores, which no kernel offers."""
     shape = (len(query), keys.shape[1], -1, query.shape[3])
     scores = (query.reshape(shape) @ keys.transpose(2, 3)).view(*query.shape[:3], -1)  # [B, Q, L, K]
-    scores = rules.softcap * torch.tanh(scores * (rules.scale / rules.softcap))
+    scores = softcap * torch.tanh(scores * (scale / softcap))
     scores = scores if bias is None else scores + bias
     probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     return (probabilities.view(*shape[:3], keys.shape[2]) @ values).view(query.shape)

@@ -6,12 +6,13 @@ rows) and hands it to `decode` here, through its own `custom_generate`; so ids a
 
 import contextlib
 import functools
-import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from transformers import (
+    BloomForCausalLM,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -66,10 +67,10 @@ def text_lengths(base_model: PreTrainedModel, settings: dict, text_length: int) 
     settings, config = dict(settings), settings.get("generation_config")
     for limit, fallback in (("max", 20), ("min", None)):
         new, total = f"{limit}_new_tokens", f"{limit}_length"
-        chosen = next(((k, s[k]) for s in sources for k in (new, total) if s.get(k) is not None), (new, fallback))
+        name, value = next(((k, s[k]) for s in sources for k in (new, total) if s.get(k) is not None), (new, fallback))
         settings.pop(total, None)
-        value = chosen[1] - text_length if chosen[0] == total else chosen[1]
         if value is not None:
+            value = value - text_length if name == total else value
             settings[new] = value if limit == "max" else max(value, 0)
     if settings["max_new_tokens"] < 1:
         raise UserError(f"max_length leaves no room behind {text_length} text tokens; raise it or give max_new_tokens")
@@ -115,7 +116,8 @@ def decode(
     mask = torch.ones_like(input_ids) if mask is None else mask
     cache = Cache(slot_positions(mask, start, limit - length), prompt)
     choose = _draw if generation_config.do_sample else functools.partial(torch.argmax, dim=-1)
-    processors = LogitsProcessorList(processor for processor in logits_processor if not _idle(processor))
+    # called with tensors; transformers' annotation wants a LongTensor, which is the class of none
+    processors: Callable[..., Tensor] = LogitsProcessorList(each for each in logits_processor if not _idle(each))
     pad = generation_config._pad_token_tensor
     ids = torch.cat([input_ids, input_ids.new_zeros(rows, limit - length)], dim=1)  # [B, T + new]
     unfinished = torch.ones(rows, dtype=torch.bool, device=ids.device)
@@ -160,7 +162,7 @@ def one_token_steps(
     try:
         return CudaGraph(functools.partial(feed, base_model, run, cache), ids[:, None], slots[-1:])
     except RuntimeError as error:
-        print(f"note: decoding without a CUDA graph ({str(error).splitlines()[0]})", file=sys.stderr)
+        warnings.warn(f"decoding without a CUDA graph ({str(error).splitlines()[0]})", stacklevel=2)
         return step
 
 
@@ -190,7 +192,7 @@ class CudaGraph:
 @contextlib.contextmanager
 def running(base_model: PreTrainedModel) -> Iterator[Run]:
     """How this base runs on a `Cache`, for the duration of the block."""
-    if base_model.config.model_type == "bloom":
+    if bloom.is_bloom(base_model):
         with ThinLinear():
             yield functools.partial(_run_bloom, base_model, bloom.attention_rules(base_model))
         return
@@ -198,7 +200,7 @@ def running(base_model: PreTrainedModel) -> Iterator[Run]:
         yield functools.partial(_run_interface, base_model)
 
 
-def _run_bloom(model: PreTrainedModel, rules: Rules, cache: Cache, embeds: Tensor) -> Tensor:
+def _run_bloom(model: BloomForCausalLM, rules: Rules, cache: Cache, embeds: Tensor) -> Tensor:
     base, (rows, length, _) = model.transformer, embeds.shape
     hidden = base.word_embeddings_layernorm(embeds).flatten(0, 1)  # [B * L, H]
     last = torch.arange(length - 1, rows * length, length, device=embeds.device) if length > 1 else None

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -30,7 +31,7 @@ def own_attention(base_model: PreTrainedModel) -> Iterator[None]:
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,  # an attention module; a type checker takes its `layer_idx` for a tensor
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -74,9 +75,9 @@ def recomputable_layers(base_model: PreTrainedModel) -> list[nn.Module]:
     Raises:
         UserError: there are none.
     """
-    layers = [module for module in base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [each for each in base_model.modules() if isinstance(each, GradientCheckpointingLayer)]
     if not layers:
-        raise UserError(f"--gradient-checkpointing: {type(base_model).__name__} has no layers that can be recomputed")
+        raise UserError(f"`gradient_checkpointing`: {type(base_model).__name__} has no layers that can be recomputed")
     return layers
 
 

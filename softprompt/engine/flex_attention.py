@@ -75,7 +75,8 @@ def problem(device: torch.device, dtype: torch.dtype, heads: int, groups: int, w
 
 
 def _both_ways(parts: list[Tensor], layout: Layout, rules: Rules) -> list[Tensor]:
-    return [flex_attend(*parts, layout, rules), plain_attention(*parts, layout, rules)]
+    query, key, value = parts
+    return [flex_attend(query, key, value, layout, rules), plain_attention(query, key, value, layout, rules)]
 
 
 @functools.cache

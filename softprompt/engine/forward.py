@@ -60,22 +60,16 @@ def pack_hidden_states(
     places = torch.tensor(pack.places, device=base_model.device)
     text = base_model.get_input_embeddings()(ids)  # [S - P, H]
     prompt = text[:0] if prompt is None else prompt.to(text.dtype)
-    run = _through_bloom if base_model.config.model_type == "bloom" else _through_interface
-    return run(base_model, prompt, text, Layout.of(pack, base_model.device), places, recompute)
-
-
-def _through_bloom(
-    base_model: PreTrainedModel, prompt: Tensor, text: Tensor, layout: Layout, places: Tensor, recompute: bool
-) -> Tensor:
-    """Hidden states `[N, H]` at `places`."""
-    attention = functools.partial(_attend, layout)
-    return bloom.hidden_states(base_model, prompt, text, places, attention, recompute)
+    layout = Layout.of(pack, base_model.device)
+    if bloom.is_bloom(base_model):
+        return bloom.hidden_states(base_model, prompt, text, places, functools.partial(_attend, layout), recompute)
+    return _through_interface(base_model, prompt, text, layout, places, recompute)
 
 
 def _through_interface(
     base_model: PreTrainedModel, prompt: Tensor, text: Tensor, layout: Layout, places: Tensor, recompute: bool
 ) -> Tensor:
-    """The same through a model whose attention can be replaced by name."""
+    """Hidden states `[N, H]` at `places`, through a model whose attention can be replaced by name."""
 
     def attend_row(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
         return _attend(layout, query[0], key[0], value[0], rules)[None]

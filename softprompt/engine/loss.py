@@ -87,9 +87,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + size)
             logits = F.linear(hidden[chunk], head.weight, head.bias)  # [chunk, V]
             total += _loss_into_gradient(logits, head, targets[chunk], with_gradient)
-            if with_gradient:
+            if grad is not None:
                 torch.mm(logits, head.weight, out=grad[chunk])
-        ctx.save_for_backward(*([grad] if with_gradient else []))
+        ctx.save_for_backward(*([] if grad is None else [grad]))
         return total
 
     @staticmethod
@@ -101,7 +101,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
 def _loss_into_gradient(logits: Tensor, head: Head, targets: Tensor, with_gradient: bool) -> Tensor:
     """Summed cross-entropy of raw logits `[chunk, V]`; with `with_gradient` they are overwritten by its gradient."""
-    total = 0.0
+    total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
     size = len(logits) if logits.is_cuda else max(1, FINE_LOGITS // logits.shape[1])
     for raw, target in zip(logits.split(size), targets.split(size), strict=True):
         wide = raw.to(torch.promote_types(raw.dtype, torch.float32))

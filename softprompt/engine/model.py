@@ -5,13 +5,14 @@ B batch, T text tokens, P virtual tokens, H hidden size, V vocabulary, N supervi
 
 import functools
 import inspect
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from softprompt.base.vocabulary import embedding_weight
 from softprompt.data.encoding import IGNORE_INDEX
 from softprompt.engine.cache import Cache
 from softprompt.engine.decoding import can_decode, decode, prompt_cache, text_lengths
@@ -26,6 +27,9 @@ class SoftPromptModel(nn.Module):
     The base is frozen and always in eval mode, even under `train()`: dropout would make a row depend on its batch.
     It is neither cast nor moved; load it in the precision and on the device that you want.
     """
+
+    base_model: PreTrainedModel
+    soft_prompt: SoftPromptEmbedding
 
     def __init__(self, base_model: PreTrainedModel, soft_prompt: SoftPromptEmbedding) -> None:
         """Freeze `base_model` and put `soft_prompt` on its device.
@@ -43,6 +47,30 @@ class SoftPromptModel(nn.Module):
         self.soft_prompt = soft_prompt.to(base_model.device)
         self._prompt: tuple[Tensor, Cache] | None = None  # the prompt last generated from, and its keys and values
         self.train()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base is."""
+        return self.base_model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the base; the prompt stays fp32."""
+        return self.base_model.dtype
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The base's config."""
+        return self.base_model.config
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The base's defaults for `generate`."""
+        return self.base_model.generation_config
+
+    def can_generate(self) -> bool:
+        """Whether the base can, as transformers asks its models."""
+        return self.base_model.can_generate()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the prompt; the base stays in eval mode."""
@@ -105,21 +133,22 @@ class SoftPromptModel(nn.Module):
         mask = torch.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).long()
         order = mask.argsort(dim=1, stable=True)  # pads first: the text ends where generation goes on
         ids, mask = input_ids.gather(1, order), mask.gather(1, order)
+        generate: Any = self.base_model.generate  # causal LMs have it, PreTrainedModel alone does not
         if mask[:, -1:].numel() and mask[:, -1].all() and can_decode(self.base_model, settings):
             loop = functools.partial(decode, prompt=self._cached_prompt(), streamer=settings.get("streamer"))
-            output = self.base_model.generate(ids, attention_mask=mask, custom_generate=loop, **settings)
+            output = generate(ids, attention_mask=mask, custom_generate=loop, **settings)
         else:
             embeds, mask, _ = self._place(ids, mask, pads_last=False)
             if embeds.dtype == torch.float64 and not mask.all():
                 raise UserError("such generation from padded rows is not exact in fp64; use fp32 or rows of one length")
-            output = self.base_model.generate(ids, inputs_embeds=embeds, attention_mask=mask, **settings)
+            output = generate(ids, inputs_embeds=embeds, attention_mask=mask, **settings)
         sequences = output if isinstance(output, Tensor) else output.sequences
         sequences[:, : ids.shape[1]] = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
         return output
 
     def _cached_prompt(self) -> Cache:
         """The prompt's keys and values, computed once and again when the prompt or the base's precision changed."""
-        prompt = self.soft_prompt.weight.detach().to(self.base_model.get_input_embeddings().weight)  # [P, H]
+        prompt = self.soft_prompt.weight.detach().to(embedding_weight(self.base_model.get_input_embeddings()))  # [P, H]
         if self._prompt is None or not _same(self._prompt[0], prompt):
             self._prompt = (prompt.clone(), prompt_cache(self.base_model, prompt))
         return self._prompt[1]

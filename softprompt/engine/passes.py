@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from softprompt.base.vocabulary import embedding_weight
 from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.engine.batches import cut_passes, pack_rows, pad_rows
 from softprompt.engine.families import can_pack, recomputed_layers
@@ -42,11 +43,9 @@ def pass_losses(
         rows_per_batch: rows of a padded batch, for bases that cannot take packs.
         recompute: keep only the layers' inputs for the backward pass.
     """
-    prompted = isinstance(model, SoftPromptModel)
-    base_model = model.base_model if prompted else model
+    base_model, prompt = _base_and_prompt(model)
     if can_pack(base_model):
-        count = model.soft_prompt.num_virtual_tokens if prompted else 0
-        prompt = model.soft_prompt.weight if prompted else None
+        count = 0 if prompt is None else len(prompt)
         for members in cut_passes(rows, num_virtual_tokens=count, max_tokens=max_tokens):
             pack = pack_rows(members, num_virtual_tokens=count)
             if pack.targets:
@@ -72,9 +71,7 @@ def pass_scores(
 
     Arguments as for `pass_losses`. Without a prompt, a label on a row's first id is predicted by nothing and left out.
     """
-    base_model, prompt = (
-        (model.base_model, model.soft_prompt.weight) if isinstance(model, SoftPromptModel) else (model, None)
-    )
+    base_model, prompt = _base_and_prompt(model)
     if can_pack(base_model):
         count = 0 if prompt is None else len(prompt)
         for members in cut_passes(rows, num_virtual_tokens=count, max_tokens=max_tokens):
@@ -83,9 +80,9 @@ def pass_scores(
             yield from zip(members, losses, hits, strict=True)
         return
     for start in range(0, len(rows), rows_per_batch):
-        members = rows[start : start + rows_per_batch]
-        batch = pad_rows(members, pad_token_id=pad_token_id, device=base_model.device)
-        for row, logits, targets in zip(members, *_label_logits(model, batch), strict=True):
+        together = rows[start : start + rows_per_batch]
+        batch = pad_rows(together, pad_token_id=pad_token_id, device=base_model.device)
+        for row, logits, targets in zip(together, *_label_logits(model, batch), strict=True):
             labelled = targets != IGNORE_INDEX
             wide = torch.promote_types(logits.dtype, torch.float32)
             logits, targets = logits[labelled].to(wide), targets[labelled]  # [N, V], [N]
@@ -95,7 +92,7 @@ def pass_scores(
 def tokens_that_fit(base_model: PreTrainedModel) -> int:
     """Most tokens of a training pass whose activations take at most half of the memory that is free now."""
     config, device = base_model.config.get_text_config(), base_model.device
-    number = base_model.get_input_embeddings().weight.element_size()
+    number = embedding_weight(base_model.get_input_embeddings()).element_size()
     per_token = config.num_hidden_layers * config.hidden_size * KEPT_PER_LAYER * number
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
     return min(max(free // 2 // per_token, FEWEST_TOKENS), MOST_TOKENS[device.type])
@@ -107,6 +104,11 @@ def _free_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 1 << 32
+
+
+def _base_and_prompt(model: SoftPromptModel | PreTrainedModel) -> tuple[PreTrainedModel, Tensor | None]:
+    """The base, and the prompt `[P, H]` in front of it, if any."""
+    return (model.base_model, model.soft_prompt.weight) if isinstance(model, SoftPromptModel) else (model, None)
 
 
 def _label_logits(model: SoftPromptModel | PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -144,18 +146,24 @@ class Score:
 
 
 def row_scores(
-    model: SoftPromptModel | PreTrainedModel, rows: Sequence[EncodedRow], *, pad_token_id: int
+    model: SoftPromptModel | PreTrainedModel,
+    rows: Sequence[EncodedRow],
+    *,
+    pad_token_id: int,
+    advance: Callable[[int, int], object] | None = None,
 ) -> list[Score]:
     """The score of every row, in the order of `rows`.
 
     Args:
         model: a base with a prompt, or a base alone.
+        advance: told after every pass how many of the rows are scored, and how many there are.
     """
-    limits = {"max_tokens": TOKENS_PER_PASS, "rows_per_batch": ROWS_PER_BATCH}
-    scores = {
-        id(row): Score(math.fsum(losses.tolist()), int(hits.sum()), len(losses))
-        for row, losses, hits in pass_scores(model, rows, pad_token_id=pad_token_id, **limits)
-    }
+    scores: dict[int, Score] = {}
+    settings = {"max_tokens": TOKENS_PER_PASS, "rows_per_batch": ROWS_PER_BATCH, "pad_token_id": pad_token_id}
+    for row, losses, hits in pass_scores(model, rows, **settings):
+        scores[id(row)] = Score(math.fsum(losses.tolist()), int(hits.sum()), len(losses))
+        if advance is not None and (len(scores) % ROWS_PER_BATCH == 0 or len(scores) == len(rows)):
+            advance(len(scores), len(rows))
     return [scores[id(row)] for row in rows]
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from softprompt.base.vocabulary import embedding_weight
 from softprompt.errors import UserError
 
 
@@ -16,6 +17,8 @@ class SoftPromptEmbedding(nn.Module):
     Attributes:
         weight: fp32 `nn.Parameter` `[P, H]`, whatever the precision of the base.
     """
+
+    weight: nn.Parameter
 
     def __init__(self, weight: Tensor) -> None:
         """Copy `weight`, any float tensor `[P, H]` with at least one row.
@@ -53,7 +56,7 @@ class SoftPromptEmbedding(nn.Module):
         """
         ids = tokenizer(text)["input_ids"]
         if not ids:
-            raise UserError(f"--init-text {text!r} gives no token; write some text or use --init vocab")
+            raise UserError(f"`init_text` {text!r} gives no token; write some text or use `init` vocab")
         return cls.from_ids(ids, token_embedding, len(ids) if num_virtual_tokens is None else num_virtual_tokens)
 
     @classmethod
@@ -76,9 +79,9 @@ class SoftPromptEmbedding(nn.Module):
         Raises:
             UserError: more virtual tokens than the vocabulary has rows, or fewer than 1.
         """
-        vocab_size = token_embedding.weight.shape[0]
+        vocab_size = len(embedding_weight(token_embedding))
         if _at_least_one(num_virtual_tokens) > vocab_size:
-            raise UserError(f"--virtual-tokens {num_virtual_tokens}: the vocabulary has only {vocab_size} rows")
+            raise UserError(f"`virtual_tokens` {num_virtual_tokens}: the vocabulary has only {vocab_size} rows")
         ids = torch.randperm(vocab_size, generator=generator)[:num_virtual_tokens]
         return cls(_embed(ids, token_embedding))
 
@@ -87,7 +90,7 @@ class SoftPromptEmbedding(nn.Module):
         cls, token_embedding: nn.Module, num_virtual_tokens: int, generator: torch.Generator | None = None
     ) -> Self:
         """Start from normal noise with the RMS of the vocabulary's embeddings."""
-        vocab_size, _ = token_embedding.weight.shape
+        vocab_size = len(embedding_weight(token_embedding))
         sample = _embed(torch.arange(min(vocab_size, 4096)), token_embedding)
         shape = (_at_least_one(num_virtual_tokens), sample.shape[1])
         return cls(torch.randn(shape, generator=generator) * rms(sample).cpu())
@@ -118,10 +121,10 @@ def rms(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def _embed(ids: Tensor, token_embedding: nn.Module) -> Tensor:
     """Rows `[len(ids), H]` as the module gives them."""
-    return token_embedding(ids.to(token_embedding.weight.device))
+    return token_embedding(ids.to(embedding_weight(token_embedding).device))
 
 
 def _at_least_one(num_virtual_tokens: int) -> int:
     if num_virtual_tokens < 1:
-        raise UserError(f"--virtual-tokens {num_virtual_tokens}: must be at least 1")
+        raise UserError(f"`virtual_tokens` {num_virtual_tokens}: must be at least 1")
     return num_virtual_tokens

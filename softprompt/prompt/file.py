@@ -1,15 +1,19 @@
-"""The artifact: one safetensors file with the prompt and string metadata that lets `generate.py` need nothing else.
+"""The artifact: one safetensors file with the prompt and string metadata that lets `generate` need nothing else.
 
 The tensor is called `prompt_embeddings`, PEFT's name, so the file also is a PEFT `adapter_model.safetensors`. Its
 bytes are a function of the result alone: the header is written here with sorted keys, since safetensors 0.8 writes
 metadata in random order.
 """
 
+import dataclasses
+import functools
 import hashlib
 import json
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,12 +28,73 @@ FORMAT = "softprompt"
 FORMAT_VERSION = "1"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptMetadata:
+    """What a prompt file says besides its tensor: every key once, with its type. A key that is absent has no value.
+
+    Attributes:
+        base: name of the base: builtin, a hub id or a folder as it was given; `base_revision` is the hub's commit.
+        base_sha256: hash of the base's checkpoint; `base_sketch` survives rounding (`base/fingerprint.py`).
+        tokenizer_sha256: hash of the vocabulary and of how it cuts a sample.
+        eos_token: what ends an answer.
+        init: what the prompt started from: text, answers, vocab, random or file.
+        init_text: that text; `init_ids` are the ids of an answers' start.
+        template: name of the template that wrote the questions.
+        data: last component of the data's name; `data_sha256` is the hash of all encoded rows.
+        rows_sketch: hashes of a few rows that trained (`train`) and chose (`held_out`) the prompt.
+        training: steps, rows, rate, losses and the curve, as JSON has them.
+    """
+
+    base: str = ""
+    base_revision: str = ""
+    base_sha256: str = ""
+    base_sketch: str = ""
+    tokenizer_sha256: str = ""
+    eos_token: str = ""
+    init: str = ""
+    init_text: str = ""
+    init_ids: list[int] = field(default_factory=list)
+    template: str = ""
+    data: str = ""
+    data_sha256: str = ""
+    rows_sketch: dict[str, list[str]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def to_strings(self) -> dict[str, str]:
+        """As safetensors keeps them: text as it is, everything else as JSON; an empty list is the empty text."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {name: value if isinstance(value, str) else _as_json(value) for name, value in values.items()}
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str]) -> Self:
+        """Read what a file holds; a value that is not of its key's type counts as absent."""
+        found: dict[str, Any] = {}
+        for each in dataclasses.fields(cls):
+            text = strings.get(each.name, "")
+            found[each.name] = text if each.type is str else _from_json(text, cls._empty(each))
+        if not all(map(is_count, found["init_ids"])):
+            found["init_ids"] = []
+        found["rows_sketch"] = {name: each for name, each in found["rows_sketch"].items() if _is_texts(each)}
+        return cls(**found)
+
+    @staticmethod
+    def _empty(each: dataclasses.Field) -> Any:
+        make = each.default_factory
+        assert make is not dataclasses.MISSING  # every key that is no text has one
+        return make()
+
+
 @dataclass(frozen=True)
 class PromptFile:
-    """A prompt read from disk: fp32 `weight` `[P, H]` and its string metadata."""
+    """A prompt read from disk: fp32 `weight` `[P, H]` and its string metadata; `facts` are the same with types."""
 
     weight: Tensor
     metadata: dict[str, str]
+
+    @functools.cached_property
+    def facts(self) -> PromptMetadata:
+        """The metadata, read once."""
+        return PromptMetadata.from_strings(self.metadata)
 
 
 def save_prompt(path: str | os.PathLike, prompt: SoftPromptEmbedding, metadata: dict[str, str]) -> None:
@@ -66,21 +131,20 @@ def load_prompt(path: str | os.PathLike) -> PromptFile:
     """
     name = os.fspath(path)
     if not os.path.isfile(name):
-        raise UserError(f"{name}: no such prompt file; train.py writes one")
+        raise UserError(f"{name}: no such prompt file; `softprompt train` writes one")
     try:
         with safe_open(name, "pt") as file:
             metadata, keys = file.metadata() or {}, list(file.keys())
             weight = file.get_tensor(TENSOR_NAME) if keys == [TENSOR_NAME] else None
     except SafetensorError as error:
         raise UserError(f"{name}: not a prompt file, or cut short ({error}); train it again") from error
-    _check(name, weight, metadata)
-    return PromptFile(weight, metadata)
+    return PromptFile(_checked(name, weight, metadata), metadata)
 
 
-def _check(name: str, weight: Tensor | None, metadata: dict[str, str]) -> None:
-    """Raise `UserError` unless tensor and metadata are what `save_prompt` writes."""
+def _checked(name: str, weight: Tensor | None, metadata: dict[str, str]) -> Tensor:
+    """The tensor; raises `UserError` unless it and the metadata are what `save_prompt` writes."""
     if metadata.get("format") != FORMAT or weight is None:
-        raise UserError(f"{name}: a safetensors file, but not a softprompt prompt; train.py writes those")
+        raise UserError(f"{name}: a safetensors file, but not a softprompt prompt; `softprompt train` writes those")
     if metadata.get("format_version") != FORMAT_VERSION:
         version = metadata.get("format_version")
         raise UserError(f"{name}: format version {version}, this softprompt reads {FORMAT_VERSION}; update softprompt")
@@ -91,7 +155,8 @@ def _check(name: str, weight: Tensor | None, metadata: dict[str, str]) -> None:
     if metadata.get("sha256") != _checksum(weight.numpy().astype("<f4").tobytes(), rest):
         raise UserError(f"{name}: its checksum does not fit its content, so the file was altered; train it again")
     if not torch.isfinite(weight).all():
-        raise UserError(f"{name}: the prompt holds NaN or infinity; train it again with a lower --learning-rate")
+        raise UserError(f"{name}: the prompt holds NaN or infinity; train it again with a lower `learning_rate`")
+    return weight
 
 
 def _checksum(raw: bytes, metadata: dict[str, str]) -> str:
@@ -99,3 +164,25 @@ def _checksum(raw: bytes, metadata: dict[str, str]) -> str:
     digest = hashlib.sha256(raw)
     digest.update(json.dumps(metadata, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value from JSON is a whole number from 0 on, of 64 bits with a sign; Python takes true for one."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) if value else ""
+
+
+def _from_json(text: str, empty: Any) -> Any:
+    """The value in `text` if it is of the type of `empty`."""
+    try:
+        value = json.loads(text or "null")
+    except (ValueError, RecursionError):  # thousands of brackets are no value either
+        return empty
+    return value if isinstance(value, type(empty)) else empty

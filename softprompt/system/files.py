@@ -50,8 +50,36 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     _sync_folder(path.parent)
 
 
-def require_writable(folder: str | os.PathLike, *, flag: str) -> None:
-    """Raise `UserError` unless a file can be made in `folder`, or in the nearest parent that exists."""
+def check_output_file(path: Path, *, option: str, replace: bool) -> None:
+    """Refuse, before any work is done, an output that cannot be written or would replace what must stay.
+
+    Writes nothing that lasts.
+
+    Args:
+        option: the option that names the file, for messages.
+        replace: whether a file that is there may be replaced.
+
+    Raises:
+        UserError: a folder or a device is there, a file is there and `replace` is false, or nothing can be written.
+    """
+    if path.is_dir():
+        raise UserError(f"`{option}` {path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise UserError(f"`{option}` {path}: is no plain file, and would be replaced by one; name another")
+    require_writable(path.parent, what=f"`{option}` {path}")
+    if path.exists() and not replace:
+        raise UserError(f"`{option}` {path}: already there; name another, or replace it with `overwrite`")
+
+
+def check_output_folder(folder: Path, *, option: str) -> None:
+    """Raise `UserError` unless `folder` is one, or can be made; what it holds is its owner's to check."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"`{option}` {folder}: is a file; name another folder")
+    require_writable(folder, what=f"`{option}` {folder}")
+
+
+def require_writable(folder: str | os.PathLike, *, what: str) -> None:
+    """Raise `UserError` that begins with `what` unless a file can be made in `folder` or its nearest parent."""
     existing = Path(folder)
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -60,7 +88,7 @@ def require_writable(folder: str | os.PathLike, *, flag: str) -> None:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"{flag}: cannot write in {folder} ({reason}); choose another place") from error
+        raise UserError(f"{what}: cannot write in {folder} ({reason}); choose another place") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,15 +1,23 @@
-"""Signals that wait for the end of a step, memory that ran out, and an output whose reader has gone."""
+"""The process around a run: signals, memory that ran out, an output whose reader has gone, libraries that talk."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
 def deferred_signals(note: Callable[[int], None]) -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM only call `note` with their number."""
+    """Within the block, SIGINT and SIGTERM only call `note` with their number.
+
+    Python handles signals in the main thread alone, so in another thread nothing is deferred.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {signum: signal.signal(signum, lambda number, frame: note(number)) for signum in signals}
     try:
@@ -17,6 +25,39 @@ def deferred_signals(note: Callable[[int], None]) -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def silence_libraries() -> Callable[[], None]:
+    """Let `datasets` and `transformers` show no bars, warnings or log lines; returns what puts them back."""
+    import datasets
+    import transformers
+
+    no_bars, bars = datasets.are_progress_bars_disabled(), transformers.logging.is_progress_bar_enabled()
+    levels = datasets.logging.get_verbosity(), transformers.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+
+    def restore() -> None:
+        if not no_bars:
+            datasets.enable_progress_bars()
+        if bars:
+            transformers.logging.enable_progress_bar()
+        datasets.logging.set_verbosity(levels[0])
+        transformers.logging.set_verbosity(levels[1])
+
+    return restore
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """`silence_libraries` for the duration of a block."""
+    restore = silence_libraries()
+    try:
+        yield
+    finally:
+        restore()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -52,7 +52,7 @@ def is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.lower().endswith(DATA_SUFFIXES) or Path(name).exists()
 
 
-def local_path(name: str, flag: str) -> Path:
+def local_path(name: str, option: str) -> Path:
     """The path that a name means.
 
     Raises:
@@ -61,7 +61,7 @@ def local_path(name: str, flag: str) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{flag} {name}: there is no such home folder") from error
+        raise UserError(f"`{option}` {name}: there is no such home folder") from error
 
 
 def model_snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
@@ -77,28 +77,31 @@ def model_snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
     from huggingface_hub import HfApi, snapshot_download
 
     cached = functools.partial(_cached_snapshot, revision=revision)
-    info = _ask("--model", name, lambda: HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S), cached)
+    info = _ask("model", name, lambda: HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S), cached)
     if isinstance(info, Path):
         return info, info.name
+    assert info.siblings is not None and info.sha is not None  # left out only where fewer properties are asked for
     names = [sibling.rfilename for sibling in info.siblings]
     weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "pytorch_model*.bin"
     patterns = [weights, "*.json", "*.model", "*.txt", "*.jinja"]
-    folder = _ask("--model", name, lambda: snapshot_download(name, revision=info.sha, allow_patterns=patterns), None)
+    folder = _ask("model", name, lambda: snapshot_download(name, revision=info.sha, allow_patterns=patterns), None)
     return Path(folder), info.sha
 
 
-def require_dataset(name: str, flag: str) -> None:
+def require_dataset(name: str, option: str) -> None:
     """Raise `UserError` unless the hub answers that it has the data set `name`."""
     from huggingface_hub import HfApi
 
-    _ask(flag, name, lambda: HfApi().dataset_info(name, timeout=TIMEOUT_S), None)
+    _ask(option, name, lambda: HfApi().dataset_info(name, timeout=TIMEOUT_S), None)
 
 
-def _ask(flag: str, name: str, request: Callable[[], Result], cached: Callable[[str], Path | None] | None) -> Result:
+def _ask(
+    option: str, name: str, request: Callable[[], Result], cached: Callable[[str], Path | None] | None
+) -> Result | Path:
     """The answer to `request`, or a cached copy when the hub is out of reach, or one clear line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    what = f"{flag} {name}: no file or folder of that name is here"
+    what = f"`{option}` {name}: no file or folder of that name is here"
     try:
         with _quiet_client():
             return request()

@@ -1,6 +1,6 @@
 """The run folder: what may be replaced there, and checkpoints from which a run goes on to the bit.
 
-A checkpoint is a folder `checkpoint-STEP` with `prompt.safetensors`, usable by `generate.py`, and `state.pt`.
+A checkpoint is a folder `checkpoint-STEP` with `prompt.safetensors`, usable by `generate`, and `state.pt`.
 """
 
 import io
@@ -11,19 +11,22 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from softprompt.config.commands import TrainConfig
 from softprompt.errors import UserError
 from softprompt.prompt.file import PromptFile, load_prompt
-from softprompt.system.files import atomic_folder, require_writable, write_atomic
+from softprompt.system.files import atomic_folder, check_output_file, check_output_folder, write_atomic
+from softprompt.training.run_log import METRICS_NAME, is_metrics_file
 
 PROMPT_NAME = "prompt.safetensors"
 STATE_NAME = "state.pt"
-METRICS_NAME = "metrics.jsonl"
-ANSWERS_NAME = "answers.jsonl"  # of `--eval-generate`
-STATE_VERSION = 4
+CONFIG_NAME = "config.json"  # what `run.py` notes of the run
+CONFIG_KIND = "softprompt run"  # how such a file says whose it is
+ANSWERS_NAME = "answers.jsonl"  # of `eval_generate`
+STATE_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -32,44 +35,38 @@ class Checkpoint:
 
     folder: Path
     prompt: PromptFile
-    state: dict
+    state: dict[str, Any]
 
 
 def check_outputs(config: TrainConfig) -> None:
     """Refuse, before anything is loaded, to replace what is already there; writes nothing.
 
     Raises:
-        UserError: the prompt file or run folder exists and no flag allows to replace it, or cannot be written.
+        UserError: the prompt file or run folder exists and no option allows to replace it, or cannot be written.
     """
     prompt_file, folder = Path(config.prompt_file), config.run_folder
-    check_places(prompt_file, folder, flag="--run-dir")
+    check_places(prompt_file, folder, option="run_dir", replace=config.overwrite or config.resume)
     foreign = [path.name for path in _numbered(folder) if not _is_ours(path)]
     if foreign:
-        raise UserError(f"--run-dir {folder}: {foreign[0]} there holds files of another program; name another folder")
+        raise UserError(f"`run_dir` {folder}: {foreign[0]} there holds files of another program; name another folder")
+    if _is_foreign_config(folder / CONFIG_NAME):
+        raise UserError(f"`run_dir` {folder}: {CONFIG_NAME} there is of another program; name another folder")
     if config.overwrite:
         return
     if config.resume:
         if last_checkpoint(folder) is None and prompt_file.exists():
-            raise UserError(f"--resume: {folder} holds nothing to go on from, and {prompt_file} exists; it is kept")
+            raise UserError(f"`resume`: {folder} holds nothing to go on from, and {prompt_file} exists; it is kept")
         return
-    if prompt_file.exists():
-        raise UserError(f"--prompt-file {prompt_file}: already there; name another, or replace it with --overwrite")
-    if folder.is_dir() and not _only_our_metrics(folder):
-        raise UserError(f"--run-dir {folder}: already there; go on with --resume, or replace it with --overwrite")
+    if folder.is_dir() and not _holds_no_work(folder):
+        raise UserError(f"`run_dir` {folder}: already there; go on with `resume`, or replace it with `overwrite`")
 
 
-def check_places(prompt_file: Path, folder: Path, *, flag: str) -> None:
-    """Raise `UserError` unless a prompt file, and the folder that `flag` names, can be written there."""
-    if prompt_file.is_dir():
-        raise UserError(f"--prompt-file {prompt_file}: is a folder; name a file in it")
-    if prompt_file.exists() and not prompt_file.is_file():
-        raise UserError(f"--prompt-file {prompt_file}: is no plain file, and would be replaced by one; name another")
+def check_places(prompt_file: Path, folder: Path, *, option: str, replace: bool) -> None:
+    """Raise `UserError` unless a prompt file, and the folder that `option` names, can be written there."""
+    check_output_file(prompt_file, option="prompt_file", replace=replace)
     if prompt_file.resolve() == folder.resolve():
-        raise UserError(f"{flag} {folder}: is also the name of the --prompt-file {prompt_file}; name another")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{flag} {folder}: is a file; name another folder")
-    require_writable(prompt_file.parent, flag=f"--prompt-file {prompt_file}")
-    require_writable(folder, flag=f"{flag} {folder}")
+        raise UserError(f"`{option}` {folder}: is also the name of the `prompt_file` {prompt_file}; name another")
+    check_output_folder(folder, option=option)
 
 
 def open_run_folder(config: TrainConfig) -> Path:
@@ -80,14 +77,14 @@ def open_run_folder(config: TrainConfig) -> Path:
     if not config.resume:
         for path in _checkpoints(folder):
             shutil.rmtree(path)
-        if _begins_like_ours(folder / METRICS_NAME):
+        if is_metrics_file(folder / METRICS_NAME):
             (folder / METRICS_NAME).unlink()
             (folder / ANSWERS_NAME).unlink(missing_ok=True)
     return folder
 
 
-def save_checkpoint(run_folder: Path, step: int, prompt: bytes, state: dict) -> Path:
-    """Write `checkpoint-STEP` whole or not at all; one that is there already is of the same step and stays."""
+def save_checkpoint(run_folder: Path, step: int, prompt: bytes, state: dict[str, Any]) -> Path:
+    """Write `checkpoint-STEP` whole or not at all. If the folder exists, it was written at this step, so it is kept."""
     folder = run_folder / f"checkpoint-{step}"
     if folder.exists():
         return folder
@@ -128,28 +125,25 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: cannot be read ({reason}); delete {folder} to go on from the one before") from error
     if state.get("version") != STATE_VERSION:
-        raise UserError(f"{path}: written by another version of softprompt; start anew with --overwrite")
+        raise UserError(f"{path}: written by another version of softprompt; start anew with `overwrite`")
     return Checkpoint(folder, load_prompt(folder / PROMPT_NAME), state)
 
 
-def check_same_run(state: dict, recipe: dict, prompt_file: Path, run_folder: Path) -> None:
-    """Refuse to go on with another recipe, or to replace a prompt file that this run did not name.
-
-    Raises:
-        UserError: names the first option that differs, and both values.
-    """
-    check_same_recipe(state["recipe"], recipe)
-    named = (run_folder / state["prompt_file"]).resolve()
-    if named != prompt_file.resolve():
-        raise UserError(f"--resume: this run writes {named.name}, not {prompt_file}; give the same --prompt-file")
+def random_states(device: torch.device) -> dict[str, Any]:
+    """What of PyTorch's global state a resumed run needs: random generators and the number of threads."""
+    return {
+        "num_threads": torch.get_num_threads(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
 
 
-def check_same_recipe(before: dict, now: dict) -> None:
-    """Raise `UserError` that names the first option which differs from when the run started, and both values."""
-    for name, value in now.items():
-        if before.get(name) != value:
-            started = before.get(name)
-            raise UserError(f"--resume: {name} was {started!r} when this run started and is {value!r} now; keep it")
+def restore_random_states(state: dict[str, Any], device: torch.device) -> None:
+    """Go back to `random_states`."""
+    torch.set_num_threads(state["num_threads"])
+    torch.set_rng_state(state["rng"])
+    if device.type == "cuda" and state["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(state["cuda_rng"], device)
 
 
 def _checkpoints(run_folder: Path) -> list[Path]:
@@ -165,19 +159,20 @@ def _is_ours(folder: Path) -> bool:
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {PROMPT_NAME, STATE_NAME}
 
 
-def _only_our_metrics(folder: Path) -> bool:
-    """Whether a run folder has nothing to lose: it is empty, or its run ended before the first checkpoint."""
-    return all(path.name == METRICS_NAME and _begins_like_ours(path) for path in folder.iterdir())
-
-
-def _begins_like_ours(metrics_file: Path) -> bool:
-    """Whether the first line is a record of a run."""
+def _is_foreign_config(path: Path) -> bool:
+    """Whether a file can be read and is not what `run.py` writes; a base's folder has one of that name."""
     try:
-        with metrics_file.open(encoding="utf-8") as file:
-            first = json.loads(file.readline() or '{"step": 0, "loss": 0}')
+        content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(first, dict) and "step" in first and ("loss" in first or "eval_loss" in first)
+    return not isinstance(content, dict) or content.get("kind") != CONFIG_KIND
+
+
+def _holds_no_work(folder: Path) -> bool:
+    """Whether a run folder has nothing to lose: it is empty, or its run ended before the first checkpoint."""
+    return all(
+        path.name == CONFIG_NAME or (path.name == METRICS_NAME and is_metrics_file(path)) for path in folder.iterdir()
+    )
 
 
 def _step(folder: Path) -> int:

@@ -2,8 +2,8 @@
 
 Rate and clipping are relative to the prompt's scale, the RMS of its initial values. Bases that normalise their input
 do not see that scale, but gradients are inversely proportional to it, and both optimizers move a weight by about the
-rate whatever the gradient: so relative to the scale, one default fits every base. `benchmarks/defaults.py` compares it
-with others; `docs/experiments.md` keeps the figures.
+rate whatever the gradient: so relative to the scale, one default fits every base. `benchmarks/quality/defaults.py`
+compares it with others; `docs/experiments.md` keeps the figures.
 """
 
 import math
@@ -40,8 +40,8 @@ class PromptOptimizer:
         if config.optim == "soap":
             self.inner: torch.optim.Optimizer = SphericalSOAP(weight, lr=self.rate, betas=betas)
         else:
-            settings = {"eps": RELATIVE_EPSILON / self.scale, "weight_decay": config.weight_decay}
-            self.inner = torch.optim.AdamW([weight], lr=self.rate, betas=betas, **settings)
+            epsilon, decay = RELATIVE_EPSILON / self.scale, config.weight_decay
+            self.inner = torch.optim.AdamW([weight], lr=self.rate, betas=betas, eps=epsilon, weight_decay=decay)
         self.scaler = torch.amp.GradScaler(weight.device.type, enabled=scale_loss)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -60,9 +60,11 @@ class PromptOptimizer:
         """
         self.inner.param_groups[0]["lr"] = self.rate * factor
         self.scaler.unscale_(self.inner)
-        norm = self.weight.grad.norm().item()
+        gradient = self.weight.grad
+        assert gradient is not None  # `backward` comes before
+        norm = gradient.norm().item()
         if norm > self.max_grad_norm:  # torch's clipping adds 1e-6 to the norm, which wide embeddings would feel
-            self.weight.grad *= self.max_grad_norm / norm
+            gradient *= self.max_grad_norm / norm
         # fp16 skips a step that overflowed and halves the loss's scale; below 1 the scale is not what overflows
         if not math.isfinite(norm) and (not self.scaler.is_enabled() or self.scaler.get_scale() < 1):
             raise self.diverged(where, "gradient")
@@ -75,7 +77,7 @@ class PromptOptimizer:
 
     def diverged(self, where: str, what: str) -> Diverged:
         """What is said of a run that cannot go on."""
-        return Diverged(f"{where}: the {what} is not finite; lower --learning-rate (it was {self.rate:.3g})")
+        return Diverged(f"{where}: the {what} is not finite; lower `learning_rate` (it was {self.rate:.3g})")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

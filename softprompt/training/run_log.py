@@ -1,75 +1,115 @@
-"""What a run shows and records: one bar on a terminal, plain lines everywhere, `metrics.jsonl` in the run folder."""
+"""`metrics.jsonl` of a run folder: its kinds of record, the one who writes it and the one who reads it.
+
+A line is a window of steps (`loss` and what belongs to it) or an evaluation (`eval_loss` or `test_loss`, and the prompt
+that was scored). Figures of a window are weighted by tokens.
+"""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any
 
 from softprompt.system.files import write_atomic
-from softprompt.system.process import drop_output
+
+METRICS_NAME = "metrics.jsonl"
+# the prompts that an evaluation scores
+NO_PROMPT, INITIAL, CURRENT, TRAINED, KEPT = "none", "initial", "current", "trained", "kept"
 
 
-class Progress:
-    """Log of one run. `window` figures are token-weighted over the steps since the last line."""
+@dataclass(frozen=True)
+class StepRecord:
+    """A window of steps that ends at `step`: loss per supervised token, and the last step's rate and gradient norm."""
 
-    def __init__(
-        self, metrics_file: Path, *, first_step: int, total_steps: int, window: tuple[float, int] = (0.0, 0)
-    ) -> None:
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    supervised_tokens: int
+    supervised_tokens_per_second: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The line's object."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """Loss per supervised token and token accuracy of one prompt on the rows of `split`, after `step` steps.
+
+    Attributes:
+        split: `eval` for the held-out rows, `test` for those that chose nothing.
+        prompt: one of `none`, `initial`, `current`, `trained` (after the last step) and `kept` (what the file holds).
+    """
+
+    step: int
+    split: str
+    prompt: str
+    loss: float
+    accuracy: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The line's object."""
+        return {
+            "step": self.step,
+            "prompt": self.prompt,
+            f"{self.split}_loss": self.loss,
+            f"{self.split}_accuracy": self.accuracy,
+        }
+
+
+class RunLog:
+    """Writes the records of one run, and adds up the window of steps since the last line."""
+
+    def __init__(self, path: Path, *, first_step: int = 0, window: tuple[float, int] = (0.0, 0)) -> None:
         """Drop records of steps behind `first_step`, which a resumed run takes again.
 
         Args:
             window: loss sum and supervised tokens of the steps that were not logged yet at `first_step`.
         """
-        self.metrics_file = metrics_file
-        self.total_steps = total_steps
-        _keep_until(metrics_file, first_step)
-        # `disable=None`: no bar where stderr is not a terminal, so a log file holds only whole lines
-        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
-        self._restart_window(*window)
-
-    def start(self) -> None:
-        """Begin to count seconds; what went before is not training."""
-        self._restart_window(*self.window)
+        self.path = path
+        _keep_until(path, first_step)
+        self._restart(*window)
 
     @property
     def window(self) -> tuple[float, int]:
         """Loss sum and supervised tokens since the last line."""
         return self.loss_sum, self.supervised
 
-    def step(self, *, loss_sum: float, supervised: int, learning_rate: float) -> None:
+    @property
+    def tokens_per_second(self) -> float:
+        """Supervised tokens a second since the last line."""
+        return (self.supervised - self.before) / max(time.perf_counter() - self.started, 1e-9)
+
+    def start(self) -> None:
+        """Begin to count seconds; what went before is not training."""
+        self._restart(*self.window)
+
+    def add_step(self, loss_sum: float, supervised: int) -> None:
         """Count one optimizer step."""
         self.loss_sum += loss_sum
         self.supervised += supervised
-        self.bar.set_postfix(
-            {"loss": f"{loss_sum / supervised:.4f}", "lr": f"{learning_rate:.2e}", "tok/s": f"{self._rate():.0f}"},
-            refresh=False,
-        )
-        self.bar.update()
 
-    def log(self, step: int, *, epoch: float, learning_rate: float, grad_norm: float) -> None:
-        """Print and record the window that ends at `step`, and begin a new one."""
-        loss, rate = self.loss_sum / self.supervised, self._rate()
-        width = len(str(self.total_steps))
-        self.say(
-            f"step {step:{width}d}/{self.total_steps}  loss {loss:.4f}  lr {learning_rate:.2e}"
-            f"  grad_norm {grad_norm:.2e}  {rate:,.0f} supervised tokens/s"
-        )
-        self.record(
+    def end_window(self, step: int, *, epoch: float, learning_rate: float, grad_norm: float) -> StepRecord:
+        """Write the window that ends at `step`, and begin a new one."""
+        record = StepRecord(
             step=step,
             epoch=round(epoch, 4),
-            loss=loss,
+            loss=self.loss_sum / self.supervised,
             learning_rate=learning_rate,
             grad_norm=grad_norm,
             supervised_tokens=self.supervised,
-            supervised_tokens_per_second=round(rate, 1),
+            supervised_tokens_per_second=round(self.tokens_per_second, 1),
         )
-        self._restart_window()
+        self.write(record)
+        self._restart()
+        return record
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -80,53 +120,61 @@ class Progress:
         finally:
             self.started += time.perf_counter() - start
 
-    def say(self, line: str) -> None:
-        """One line on stdout, above the bar if there is one; a run does not end because nobody reads it."""
-        try:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            drop_output()
-
-    def record(self, **values: object) -> None:
-        """Append one JSON object to the metrics, synced; a line that a crash cuts short is dropped on resume.
+    def write(self, record: StepRecord | EvaluationRecord) -> None:
+        """Append one line, synced; a line that a crash cuts short is dropped on resume.
 
         A number that is not finite becomes null: an fp16 step that was skipped has such a norm, and JSON has no NaN.
         """
         values = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
+            for name, value in record.to_json().items()
         }
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def close(self) -> None:
-        """Take the bar away."""
-        self.bar.close()
-
-    def _rate(self) -> float:
-        return (self.supervised - self.before) / max(time.perf_counter() - self.started, 1e-9)
-
-    def _restart_window(self, loss_sum: float = 0.0, supervised: int = 0) -> None:
+    def _restart(self, loss_sum: float = 0.0, supervised: int = 0) -> None:
         self.loss_sum, self.supervised = loss_sum, supervised
         self.before, self.started = supervised, time.perf_counter()
 
 
-def _keep_until(metrics_file: Path, first_step: int) -> None:
+def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a metrics file that are records, as objects, and how many are none: a crash cuts the last one."""
+    lines = [line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+    records = [record for line in lines if (record := _record(line)) is not None]
+    return records, len(lines) - len(records)
+
+
+def is_metrics_file(path: Path) -> bool:
+    """Whether a file begins like one that a run wrote; an empty one may be."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+    except (OSError, ValueError):
+        return False
+    return not first or _record(first) is not None
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    step = record.get("step")
+    whole = isinstance(step, int) and not isinstance(step, bool) and step >= 0
+    return record if whole and {"loss", "eval_loss", "test_loss"} & record.keys() else None
+
+
+def _keep_until(path: Path, first_step: int) -> None:
     """Keep the records up to a checkpoint's step, but for test figures, which come again at the end.
 
     A line that a crash cut short goes too.
     """
-    if not metrics_file.exists():
+    if not path.exists():
         return
-    kept = []
-    for line in metrics_file.read_text("utf-8").splitlines():
-        try:
-            record = json.loads(line)
-            if first_step > 0 and record["step"] <= first_step and "test" not in record:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    write_atomic(metrics_file, "".join(kept).encode())
+    records, _ = read_records(path)
+    kept = [each for each in records if first_step > 0 and each["step"] <= first_step and "test_loss" not in each]
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())

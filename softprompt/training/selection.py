@@ -1,14 +1,22 @@
 """What held-out rows decide: which prompt of a run is kept, and when it is no use to go on.
 
-The figures here choose, so they flatter what they chose; a figure to report comes from other rows (`--test-data`).
+The figures here choose, so they flatter what they chose; a figure to report comes from other rows (`test_data`).
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from softprompt.data.encoding import EncodedRow
+from softprompt.engine.model import SoftPromptModel
+from softprompt.engine.passes import Score, row_scores, total_score
+from softprompt.training.report import Report
+from softprompt.training.run_log import CURRENT, INITIAL, KEPT, NO_PROMPT, TRAINED, EvaluationRecord, RunLog
 
 
 @dataclass(frozen=True)
@@ -98,3 +106,44 @@ class Selection:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+class Evaluator:
+    """Scores rows for a run: tells the log and the report, and lets held-out rows choose."""
+
+    def __init__(self, model: SoftPromptModel, pad_token_id: int, log: RunLog, report: Report) -> None:
+        self.model, self.pad_token_id, self.log, self.report = model, pad_token_id, log, report
+
+    def start(self, selection: Selection, rows: Sequence[EncodedRow]) -> None:
+        """Held-out losses before the first step: of the base alone and of the untrained prompt."""
+        if rows:
+            selection.without_prompt = self._measure(self.model.base_model, rows, 0, "eval", NO_PROMPT).loss
+            self._choose(selection, rows, 0, INITIAL)
+
+    def after_step(self, selection: Selection, rows: Sequence[EncodedRow], step: int, *, last: bool) -> None:
+        """Held-out loss of the prompt as it is now."""
+        if rows:
+            self._choose(selection, rows, step, TRAINED if last else CURRENT)
+
+    def at_the_end(self, rows: Sequence[EncodedRow], step: int) -> Losses:
+        """The one look at the test rows, with the prompt that was kept."""
+        if not rows:
+            return Losses()
+        without = self._measure(self.model.base_model, rows, step, "test", NO_PROMPT).loss
+        return Losses(without, None, self._measure(self.model, rows, step, "test", KEPT).loss)
+
+    def _choose(self, selection: Selection, rows: Sequence[EncodedRow], step: int, prompt: str) -> None:
+        score = self._measure(self.model, rows, step, "eval", prompt)
+        selection.add(step, score.loss, self.model.soft_prompt.weight)
+
+    def _measure(
+        self, model: SoftPromptModel | PreTrainedModel, rows: Sequence[EncodedRow], step: int, split: str, prompt: str
+    ) -> Score:
+        """Loss per supervised token, shown and recorded with its token accuracy."""
+        with self.log.paused():
+            scores = row_scores(model, rows, pad_token_id=self.pad_token_id, advance=self.report.scoring)
+            score = total_score(scores)
+        record = EvaluationRecord(step, split, prompt, score.loss, score.accuracy)
+        self.report.evaluated(record)
+        self.log.write(record)
+        return score

@@ -7,6 +7,8 @@ on the axes: it is the rate while gradients agree, and less the more they cancel
 given, so a prompt that grew would only turn more slowly; keeping the norms leaves the pace to the schedule.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,11 +35,15 @@ class SphericalSOAP(torch.optim.Optimizer):
         self.state[weight] = {"gradients": weight.detach().new_zeros(0, *weight.shape), "norms": norms}
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Move along the sphere; rows that began at zero have no norm to keep and move freely.
 
         A step so long that a norm overflows leaves values that are not finite, rather than zeros.
+
+        Args:
+            closure: computes loss and gradient anew, as every optimizer of torch takes one; the loss is returned.
         """
+        loss = None if closure is None else torch.enable_grad()(closure)()
         (group,) = self.param_groups
         (weight,) = group["params"]
         state = self.state[weight]
@@ -46,6 +52,7 @@ class SphericalSOAP(torch.optim.Optimizer):
         norms = weight.norm(dim=1, keepdim=True)
         kept = torch.where(state["norms"] > 0, state["norms"] / norms.clamp_min(TINY), 1.0)
         weight *= torch.where(norms.isfinite(), kept, torch.nan)
+        return loss
 
 
 def window(num_virtual_tokens: int) -> int:

@@ -2,50 +2,44 @@
 
 Every round trains its trials in full, with twice the steps of the round before, and the better half goes on (Jamieson
 and Talwalkar, 2016); the rate falls to zero within each run, so the trials of a round compare fairly. A trial is a
-run of `train.py` in the sweep's folder, and its prompt file is the record that it is done.
+training run in the sweep's folder, and its prompt file is the record that it is done.
 """
 
-import contextlib
-import io
 import itertools
 import json
 import math
 import os
 import random
-import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from softprompt.base.loading import Base
 from softprompt.config.commands import SweepConfig, TrainConfig
-from softprompt.config.options import flag
+from softprompt.config.options import decisive
 from softprompt.data.row_hashes import rows_sha256
+from softprompt.data.splits import EncodedSplits
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.passes import row_scores, total_score
+from softprompt.engine.passes import Score, row_scores, total_score
 from softprompt.errors import Diverged, UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding, rms
 from softprompt.prompt.file import load_prompt
 from softprompt.prompt.start import initial_prompt
 from softprompt.system.files import write_atomic
-from softprompt.training.checkpoint import check_same_recipe, last_checkpoint
-from softprompt.training.rows import EncodedSplits
-from softprompt.training.trainer import Trainer
+from softprompt.training.checkpoint import last_checkpoint
+from softprompt.training.recipe import require_same_options
+from softprompt.training.report import Report
+from softprompt.training.run import prepare_run
 
+# the sweep folder's record of what it searches, and the sign that the folder is a sweep's
+RECIPE_NAME = "sweep.json"
 LAST_ROUND = 3  # trials; with fewer there is little left to choose
-SHARED = ("model", "data", "eval_data", "eval_fraction", "test_data", "init_text", "max_length", "precision", "seed")
-SHARED += ("per_device_train_batch_size", "gradient_accumulation_steps", "device")
-FREE_ON_RESUME = {
-    "model",
-    "data",
-    "eval_data",
-    "test_data",
-    "prompt_file",
-    "sweep_dir",
-    "device",
-    "resume",
-    "overwrite",
-}
+# options of the sweep that are those of each of its runs
+SHARED = (
+    "model", "data", "eval_data", "eval_fraction", "test_data", "init_text", "max_length", "precision", "seed",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "device",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,8 +56,46 @@ class Trial:
         return f"{self.init}-{self.virtual_tokens}-{self.relative_rate:g}"
 
 
+@dataclass(frozen=True)
+class TrialResult:
+    """A finished trial: its learning rate, and the held-out loss of its kept prompt, infinity if it diverged."""
+
+    trial: Trial
+    learning_rate: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The best trial, its score on the test rows if there are any, and the options of a run that repeats it."""
+
+    best: TrialResult
+    test: Score | None
+    options: dict[str, Any]
+
+
+class SweepReport(Report):
+    """Hears how a search goes; keeps silent, as `Report` does. Steps are counted over all trials."""
+
+    def round(self, num_trials: int, steps: int) -> None:
+        """A round begins."""
+
+    def trial(self, result: TrialResult) -> None:
+        """A trial is finished."""
+
+
+class TrialReport(Report):
+    """What a search hears of one of its runs: the steps."""
+
+    def __init__(self, sweep: SweepReport) -> None:
+        self.sweep = sweep
+
+    def step(self, loss: float, learning_rate: float, tokens_per_second: float) -> None:
+        self.sweep.step(loss, learning_rate, tokens_per_second)
+
+
 def choose_trials(config: SweepConfig) -> list[Trial]:
-    """A seeded choice of `--max-trials` combinations."""
+    """A seeded choice of `max_trials` combinations."""
     grid = [Trial(*values) for values in itertools.product(config.virtual_tokens, config.relative_rates, config.init)]
     grid = list(dict.fromkeys(grid))
     return random.Random(config.seed).sample(grid, min(config.max_trials, len(grid)))
@@ -80,70 +112,103 @@ def plan_rounds(num_trials: int, max_steps: int) -> list[tuple[int, int]]:
 class Search:
     """The rounds of one search, on one loaded base."""
 
-    def __init__(self, config: SweepConfig, base: Base, rows: EncodedSplits, *, recipe_file: Path) -> None:
+    def __init__(self, config: SweepConfig, base: Base, rows: EncodedSplits, report: SweepReport | None = None) -> None:
         """Note the recipe in the sweep's folder, or compare it with the one that is there.
 
         Raises:
-            UserError: `--resume` of a sweep with another recipe or prompt file.
+            UserError: `resume` of a sweep with another recipe or prompt file.
         """
-        self.config, self.base, self.rows, self.folder = config, base, rows, config.sweep_folder
-        options = {flag(name): value for name, value in vars(config).items() if name not in FREE_ON_RESUME}
-        recipe = options | {
-            "--model (SHA-256 of its weights)": base.fingerprint.sha256,
-            "--data (SHA-256 of its rows)": rows_sha256(rows.train_rows, rows.eval_rows),
-            "--prompt-file (seen from the sweep's folder)": os.path.relpath(
-                Path(config.prompt_file).resolve(), self.folder.resolve()
-            ),
-        }
-        recipe = json.loads(json.dumps(recipe))
+        self.config, self.base, self.rows, self.report = config, base, rows, report or SweepReport()
+        self.folder, recipe_file = config.sweep_folder, config.sweep_folder / RECIPE_NAME
+        recipe = json.loads(json.dumps(self._recipe()))
         if config.resume and recipe_file.exists():
-            check_same_recipe(json.loads(recipe_file.read_text("utf-8")), recipe)
+            _require_same_recipe(json.loads(recipe_file.read_text("utf-8")), recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
         Path(config.prompt_file).parent.mkdir(parents=True, exist_ok=True)
         if not config.resume:
             self._forget_trials()
         write_atomic(recipe_file, (json.dumps(recipe, indent=1) + "\n").encode())
 
-    def run(self) -> None:
-        """Hold the rounds, write the best trial's prompt, and say how it does on the test rows.
+    def run(self) -> SweepResult:
+        """Hold the rounds, write the best trial's prompt, and score it on the test rows.
 
         Raises:
             UserError: no trial of a round has a finite loss.
         """
-        trials, best_file = choose_trials(self.config), None
-        for count, steps in plan_rounds(len(trials), self.config.max_steps):
-            del trials[count:]
-            print(
-                f"\nround of {len(trials)} trials, {steps} steps each\n{'P':>4} {'init':8}{'rate':>22}   held-out loss",
-                flush=True,
-            )
-            losses = {trial: self._loss(trial, steps) for trial in trials}
-            trials = sorted((trial for trial in trials if losses[trial] < math.inf), key=losses.get)
-            if not trials:
-                raise UserError("--relative-rates: every trial diverged; give smaller ones")
-            best_file = self._prompt_file(trials[0], steps)
-        content = best_file.read_bytes()
-        write_atomic(self.config.prompt_file, content)
-        print(f"\nbest: {self._describe(trials[0], losses[trials[0]])}")
-        self._say_test_loss(best_file)
-        print(f"prompt written to {self.config.prompt_file}; the same by itself: {self._command(trials[0])}")
+        trials = choose_trials(self.config)
+        rounds = plan_rounds(len(trials), self.config.max_steps)
+        self.report.begin(0, sum(count * steps for count, steps in rounds))
+        try:
+            for count, steps in rounds:
+                self.report.round(count, steps)
+                results = [self._result(trial, steps) for trial in trials[:count]]
+                ranked = sorted((each for each in results if each.loss < math.inf), key=lambda each: each.loss)
+                if not ranked:
+                    raise UserError("`relative_rates`: every trial diverged; give smaller ones")
+                trials = [each.trial for each in ranked]
+        finally:
+            self.report.end()
+        best_file = self._prompt_file(trials[0], steps)
+        write_atomic(self.config.prompt_file, best_file.read_bytes())
+        return SweepResult(ranked[0], self._test_score(best_file), self._options(ranked[0]))
 
-    def _loss(self, trial: Trial, steps: int) -> float:
-        """The held-out loss of a trial's kept prompt, infinity if it diverged; what is finished is not run again."""
+    def _recipe(self) -> dict[str, Any]:
+        """What a search that goes on must have alike."""
+        prompt_file = os.path.relpath(Path(self.config.prompt_file).resolve(), self.folder.resolve())
+        rows = rows_sha256(self.rows.train_rows, self.rows.eval_rows)
+        return {
+            "options": decisive(self.config),
+            "base_sha256": self.base.fingerprint.sha256,
+            "data_sha256": rows,
+            "prompt_file": prompt_file,
+        }
+
+    def _result(self, trial: Trial, steps: int) -> TrialResult:
+        """Train a trial, unless a sweep that goes on has done so; its prompt file has the loss."""
         file = self._prompt_file(trial, steps)
+        rate = trial.relative_rate * rms(self._initial(trial).weight).item()
         try:
             if not (self.config.resume and file.exists()):
-                with contextlib.redirect_stdout(io.StringIO()):
-                    self._train(trial, steps, file)
-            loss = json.loads(load_prompt(file).metadata["training"])["held_out_loss"]["trained_prompt"]
+                config, report = self._config_of(trial, steps, rate), TrialReport(self.report)
+                prepare_run(config, self.base, self.rows_to_choose, report).run()
+            losses = load_prompt(file).facts.training["held_out_loss"]
+            loss = losses["trained_prompt"]
         except Diverged:
-            loss = math.inf
-        loss = math.inf if loss is None else loss
-        print(self._describe(trial, loss), flush=True)
-        return loss
+            loss = None
+        result = TrialResult(trial, rate, math.inf if loss is None else loss)
+        self.report.trial(result)
+        return result
+
+    @property
+    def rows_to_choose(self) -> EncodedSplits:
+        """The rows of a trial, which must not see those that report."""
+        return EncodedSplits(self.rows.train, self.rows.held_out)
+
+    def _config_of(self, trial: Trial, steps: int, rate: float) -> TrainConfig:
+        """The options of a trial's run."""
+        shared = {name: getattr(self.config, name) for name in SHARED if name != "test_data"}
+        return TrainConfig(
+            **shared,
+            prompt_file=str(self._prompt_file(trial, steps)),
+            max_steps=steps,
+            init=trial.init,
+            virtual_tokens=trial.virtual_tokens,
+            learning_rate=rate,
+            save_steps=steps,
+            resume=self.config.resume,
+        )
+
+    def _initial(self, trial: Trial) -> SoftPromptEmbedding:
+        config = TrainConfig(
+            init=trial.init,
+            virtual_tokens=trial.virtual_tokens,
+            init_text=self.config.init_text,
+            seed=self.config.seed,
+        )
+        return initial_prompt(config, self.base, self.rows.train_rows)
 
     def _forget_trials(self) -> None:
-        """Delete what an earlier sweep left of trials that are to be run: `--resume` would take it for this one's."""
+        """Delete what an earlier sweep left of trials that are to be run: `resume` would take it for this one's."""
         trials = choose_trials(self.config)
         for trial, (_, steps) in itertools.product(trials, plan_rounds(len(trials), self.config.max_steps)):
             file = self._prompt_file(trial, steps)
@@ -152,48 +217,34 @@ class Search:
             while (checkpoint := last_checkpoint(run_folder)) is not None:
                 shutil.rmtree(checkpoint)
 
-    def _train(self, trial: Trial, steps: int, file: Path) -> None:
-        prompt = self._initial(trial)
-        shared = {name: getattr(self.config, name) for name in SHARED}
-        config = TrainConfig(
-            **shared, prompt_file=str(file), max_steps=steps, init=trial.init, virtual_tokens=trial.virtual_tokens,
-            learning_rate=self._rate(trial, prompt), save_steps=steps, resume=self.config.resume,
-        )  # fmt: skip
-        model = SoftPromptModel(self.base.model, prompt)
-        trainer = Trainer(model, self.base, self.rows.train_rows, self.rows.eval_rows, config)
-        checkpoint = last_checkpoint(config.run_folder) if config.resume else None
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-        trainer.run()
-
-    def _initial(self, trial: Trial) -> SoftPromptEmbedding:
-        options = {"init": trial.init, "virtual_tokens": trial.virtual_tokens}
-        config = TrainConfig(**options, init_text=self.config.init_text, seed=self.config.seed)
-        return initial_prompt(config, self.base, self.rows.train_rows)
-
-    def _rate(self, trial: Trial, prompt: SoftPromptEmbedding) -> float:
-        return trial.relative_rate * rms(prompt.weight).item()
-
     def _prompt_file(self, trial: Trial, steps: int) -> Path:
         return self.folder / f"{trial.name}-{steps}.safetensors"
 
-    def _describe(self, trial: Trial, loss: float) -> str:
-        rate = f"{self._rate(trial, self._initial(trial)):.3g} ({trial.relative_rate:g} x RMS)"
-        return f"{trial.virtual_tokens:4d} {trial.init:8}{rate:>22}   {loss:.4f}"
-
-    def _say_test_loss(self, file: Path) -> None:
+    def _test_score(self, file: Path) -> Score | None:
         """The one look at the test rows."""
         if not self.rows.test_rows:
-            return
+            return None
         model = SoftPromptModel(self.base.model, SoftPromptEmbedding.from_tensor(load_prompt(file).weight))
-        score = total_score(row_scores(model, self.rows.test_rows, pad_token_id=self.base.pad_token_id))
-        print(f"test loss with this prompt: {score.loss:.4f}  token accuracy {score.accuracy:.1%}")
+        return total_score(row_scores(model, self.rows.test_rows, pad_token_id=self.base.pad_token_id))
 
-    def _command(self, trial: Trial) -> str:
-        """`train.py` with what differs from its defaults."""
+    def _options(self, best: TrialResult) -> dict[str, Any]:
+        """The options of a training run that gives the same prompt, where they are not the defaults."""
+        options = {name: getattr(self.config, name) for name in SHARED}
+        options |= {"virtual_tokens": best.trial.virtual_tokens, "init": best.trial.init}
+        options |= {"max_steps": self.config.max_steps, "learning_rate": best.learning_rate}
         default = TrainConfig()
-        words = {name: getattr(self.config, name) for name in SHARED}
-        words |= {"virtual_tokens": trial.virtual_tokens, "init": trial.init, "max_steps": self.config.max_steps}
-        words |= {"learning_rate": self._rate(trial, self._initial(trial))}
-        given = [[flag(name), str(value)] for name, value in words.items() if value != getattr(default, name)]
-        return shlex.join(["python", "train.py", *itertools.chain.from_iterable(given)])
+        return {name: value for name, value in options.items() if value != getattr(default, name)}
+
+
+def _require_same_recipe(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `UserError` that names, in words, the first thing that is not as it was when the sweep started."""
+    require_same_options(before.get("options", {}), now["options"])
+    messages = {
+        "base_sha256": "`model`: these are not the weights that this sweep started with",
+        "data_sha256": "`data`: these are not the rows that this sweep started with",
+        "prompt_file": f"`prompt_file`: seen from its folder, this sweep writes {before.get('prompt_file')}"
+        f" and not {now['prompt_file']}",
+    }
+    for name, message in messages.items():
+        if before.get(name) != now[name]:
+            raise UserError(f"`resume`: {message}; give the same, or start anew with `overwrite`")

@@ -11,7 +11,7 @@ from helpers.scoring import PAD, logits_of, prompt_of, with_prompt
 from softprompt.analysis.choices import actual_choices, best_choices, choice_log_probabilities, encode_choices
 from softprompt.data.encoding import encode_text
 from softprompt.data.reading import Row
-from softprompt.data.template import format_question
+from softprompt.data.template import TUTORIAL
 from softprompt.errors import UserError
 
 CHOICES = ("red", "reddish", "a much longer label", "é")  # one begins another
@@ -28,7 +28,7 @@ def one_by_one(base, weight, tokenizer, rows):
     """Log-probability of a label's tokens and the eos behind the question, from the definition."""
     found = []
     for row in rows:
-        question = encode_text(format_question(row.instruction, row.input), tokenizer)
+        question = encode_text(TUTORIAL.question(row.instruction, row.input), tokenizer)
         scores = []
         for label in CHOICES:
             total, ids = 0.0, list(question)

@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from softprompt.analysis.curve import Point, curve_of_records, load_curve, training_summary
+from softprompt.analysis.curve import Point, curve_of_records, load_curve
 from softprompt.errors import UserError
 
 RECORDS = [
-    {"step": 0, "eval_loss": 2.0, "eval": "without a prompt"},
-    {"step": 0, "eval_loss": 4.0, "eval": "with the initial prompt", "eval_accuracy": 0.25},
+    {"step": 0, "eval_loss": 2.0, "prompt": "none"},
+    {"step": 0, "eval_loss": 4.0, "prompt": "initial", "eval_accuracy": 0.25},
     {"step": 10, "epoch": 0.1, "loss": 3.0, "learning_rate": 1e-2, "grad_norm": None, "supervised_tokens": 100},
-    {"step": 15, "eval_loss": 1.5, "eval": "with the prompt so far"},
+    {"step": 15, "eval_loss": 1.5, "prompt": "current"},
     {"step": 20, "epoch": 0.2, "loss": 1.0, "learning_rate": 1e-3, "grad_norm": 0.5, "supervised_tokens": 300},
-    {"step": 20, "eval_loss": 0.5, "eval": "with the trained prompt"},
+    {"step": 20, "eval_loss": 0.5, "prompt": "trained"},
 ]
 SUMMARY = {"held_out_loss": {"without_prompt": 7.0, "initial_prompt": 8.0, "trained_prompt": 0.5}}
 
@@ -51,7 +51,7 @@ def test_another_run_folder(metrics, tmp_path):
 def test_damaged_lines_are_skipped_and_counted(metrics):
     write(
         metrics,
-        [*RECORDS[:4], {"step": 20, "test_loss": 0.7, "test": "without a prompt"}],
+        [*RECORDS[:4], {"step": 20, "test_loss": 0.7, "prompt": "none"}],
         end='null\n[]\n{"mine": 1}\n{"step": "x", "loss": 1}\n\n{"step": 20, "lo',
     )
     curve = load_curve("p.safetensors", None, {})
@@ -63,6 +63,18 @@ def test_losses_that_cannot_be_drawn_are_left_out():
     assert curve_of_records(records, {}, source="").train == (Point(2, 1.0),)
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), True, "1", [1], {}, None], ids=repr)
+def test_losses_of_a_stranger_that_are_no_losses_are_left_out(metrics, value):
+    training = {"held_out_loss": {"without_prompt": value, "initial_prompt": 8}, "curve": [[0, value], [1, 2.0]]}
+    curve = load_curve("p.safetensors", None, training)
+    assert curve.held_out == (Point(1, 2.0),)
+    assert (curve.without_prompt, curve.initial_prompt) == (None, 8.0)
+    records = [{"step": 1, "loss": 3.0, "supervised_tokens": value}, {"step": 2, "loss": value, "eval_loss": value}]
+    assert curve_of_records(records, {}, source="").train == (Point(1, 3.0),)
+    for step in (value, -1, 1.0):
+        assert load_curve("p.safetensors", None, {"curve": [[step, 2.0]]}) is None
+
+
 def test_a_resumed_run_counts_once():
     curve = curve_of_records([*RECORDS, RECORDS[4] | {"loss": 0.9}, RECORDS[5] | {"eval_loss": 0.4}], {}, source="")
     assert curve.train[-1] == Point(20, 0.9, 400) and curve.held_out[-1] == Point(20, 0.4, 400)
@@ -72,7 +84,7 @@ def test_tokens_that_are_not_told():
     without = {name: value for name, value in RECORDS[2].items() if name != "supervised_tokens"}
     curve = curve_of_records([without, *RECORDS[3:]], {}, source="")
     assert [point.supervised_tokens for point in curve.train + curve.held_out] == [None] * 4
-    beyond = curve_of_records([RECORDS[2], {"step": 12, "eval_loss": 1.0, "eval": "new words"}], {}, source="")
+    beyond = curve_of_records([RECORDS[2], {"step": 12, "eval_loss": 1.0, "prompt": "new words"}], {}, source="")
     assert beyond.held_out == (Point(12, 1.0, None),)
 
 
@@ -106,14 +118,5 @@ def test_metrics_of_another_program_are_named(metrics, content):
 
 
 def test_a_run_folder_without_metrics_is_named(metrics):
-    with pytest.raises(UserError, match=r"--run-dir p\.run: holds no metrics\.jsonl"):
+    with pytest.raises(UserError, match=r"`run_dir` p\.run: holds no metrics\.jsonl"):
         load_curve("p.safetensors", "p.run", {"curve": [[0, 1.0]]})
-
-
-@pytest.mark.parametrize("stored", [None, "", "{", "[]", "3", "null"], ids=repr)
-def test_a_summary_that_cannot_be_read_is_empty(stored):
-    assert training_summary({} if stored is None else {"training": stored}) == {}
-
-
-def test_a_summary_is_what_the_file_says():
-    assert training_summary({"training": json.dumps(SUMMARY)}) == SUMMARY

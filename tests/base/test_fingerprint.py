@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from softprompt import UserError
 from softprompt.base import fingerprint as fingerprints
-from softprompt.base.fingerprint import describe_difference, fingerprint, weight_files
+from softprompt.base.fingerprint import Fingerprint, Likeness, compare_fingerprints, fingerprint, weight_files
 from softprompt.base.loading import load_base
-from softprompt.prompt.fit import check_same_base
-
-PRECISION = "the same base in another precision"
+from softprompt.prompt.embedding import SoftPromptEmbedding
+from softprompt.prompt.file import load_prompt, save_prompt
+from softprompt.prompt.fit import REMARKS, check_same_base
 
 
 def save(folder, model, **options):
@@ -42,17 +42,17 @@ def tensors(folder):
 
 
 def between(one, other):
-    """How two folders differ, which must not depend on the side."""
+    """How far two folders are the same, which must not depend on the side."""
     a, b = fingerprint(one), fingerprint(other)
-    assert describe_difference(a, b) == describe_difference(b, a)
-    return describe_difference(a, b)
+    assert compare_fingerprints(a, b) is compare_fingerprints(b, a)
+    return compare_fingerprints(a, b)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_weights_same_hash(family, tmp_path):
     one, other = (save(tmp_path / name, make_model(family)) for name in ("one", "other"))
     assert fingerprint(one) == fingerprint(other)
-    assert between(one, other) == ""
+    assert between(one, other) is Likeness.SAME
     assert len(fingerprint(one).sha256) == 64
 
 
@@ -79,18 +79,18 @@ def test_other_precisions(family, dtype, tmp_path):
     full = save(tmp_path / "full", make_model(family))
     half = save(tmp_path / "half", make_model(family).to(dtype))
     assert fingerprint(full).sha256 != fingerprint(half).sha256
-    assert between(full, half) == PRECISION
+    assert between(full, half) is Likeness.ROUNDED
     widened = save(tmp_path / "widened", make_model(family).to(dtype).float())
-    assert between(half, widened) == ""  # the same values, stored wider
-    assert between(full, widened) == PRECISION
+    assert between(half, widened) is Likeness.SAME  # the same values, stored wider
+    assert between(full, widened) is Likeness.ROUNDED
 
 
 def test_precisions_on_two_ways(tmp_path):
     straight = save(tmp_path / "straight", make_model("bloom").bfloat16())
     detour = save(tmp_path / "detour", make_model("bloom").half().bfloat16())
     half = save(tmp_path / "half", make_model("bloom").half())
-    assert between(straight, detour) == PRECISION
-    assert between(straight, half) == PRECISION
+    assert between(straight, detour) is Likeness.ROUNDED
+    assert between(straight, half) is Likeness.ROUNDED
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -102,7 +102,7 @@ def test_other_weights_are_another_base(family, dtype, tmp_path):
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    assert between(one, save(tmp_path / "other", model.to(dtype))) is None
+    assert between(one, save(tmp_path / "other", model.to(dtype))) is Likeness.OTHER
 
 
 def test_any_one_changed_tensor_is_another_base(tensors, folder, tmp_path):
@@ -112,44 +112,65 @@ def test_any_one_changed_tensor_is_another_base(tensors, folder, tmp_path):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             # 2 % is more than bf16's rounding of 0.4 %
             mixed = {key: (tensor * 1.02 if key == name else tensor).to(dtype) for key, tensor in tensors.items()}
-            assert between(folder, store(tmp_path / f"{place}-{dtype}", mixed)) is None, name
+            assert between(folder, store(tmp_path / f"{place}-{dtype}", mixed)) is Likeness.OTHER, name
 
 
 def test_one_changed_entry_is_seen_in_fp32(tensors, folder, tmp_path):
     name = max(tensors, key=lambda key: tensors[key].numel())
     tensors[name].view(-1)[77] += 0.1
-    assert between(folder, store(tmp_path / "entry", tensors)) is None
+    assert between(folder, store(tmp_path / "entry", tensors)) is Likeness.OTHER
 
 
 def test_other_shapes_and_names_are_another_base(tensors, folder, tmp_path):
     name = "transformer.h.0.mlp.dense_h_to_4h.bias"
     flat = tensors | {name: tensors[name][:-1]}
-    assert between(folder, store(tmp_path / "shape", flat)) is None
+    assert between(folder, store(tmp_path / "shape", flat)) is Likeness.OTHER
     fewer = {key: tensor for key, tensor in tensors.items() if key != name}
-    assert between(folder, store(tmp_path / "fewer", fewer)) is None
-    assert between(folder, save(tmp_path / "llama", make_model("llama"))) is None
+    assert between(folder, store(tmp_path / "fewer", fewer)) is Likeness.OTHER
+    assert between(folder, save(tmp_path / "llama", make_model("llama"))) is Likeness.OTHER
 
 
 def test_bloom_files_without_the_prefix(tensors, folder, tmp_path):
     plain = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     assert plain.keys() != tensors.keys()
     original = store(tmp_path / "plain", plain)
-    assert between(folder, original) == PRECISION  # accepted, though the names make another hash
+    assert between(folder, original) is Likeness.ROUNDED  # accepted, though the names make another hash
     half = store(tmp_path / "half", {name: tensor.bfloat16() for name, tensor in plain.items()})
-    assert between(folder, half) == PRECISION
+    assert between(folder, half) is Likeness.ROUNDED
 
 
 def test_a_stored_tied_head_does_not_matter(tensors, folder, tmp_path):
     head = {"lm_head.weight": tensors["transformer.word_embeddings.weight"].clone()}
-    assert between(folder, store(tmp_path / "head", tensors | head)) == PRECISION
+    assert between(folder, store(tmp_path / "head", tensors | head)) is Likeness.ROUNDED
 
 
 def test_a_quantised_base_is_compared_by_the_rest(tensors, folder, tmp_path):
     name = "transformer.h.0.mlp.dense_h_to_4h.weight"
     packed = tensors | {name: torch.ones(3, 3, dtype=torch.uint8), name + ".scales": torch.ones(2)}
-    assert "quantised" in between(folder, store(tmp_path / "packed", packed))
+    assert between(folder, store(tmp_path / "packed", packed)) is Likeness.QUANTISED
     packed["transformer.word_embeddings.weight"] = packed["transformer.word_embeddings.weight"] * 1.1
-    assert between(folder, store(tmp_path / "other", packed)) is None
+    assert between(folder, store(tmp_path / "other", packed)) is Likeness.OTHER
+
+
+def test_every_likeness_by_the_fingerprints_alone(tensors, folder, tmp_path):
+    """As a prompt file keeps them: without the checkpoint that they are of."""
+    name = "transformer.h.0.mlp.dense_h_to_4h.weight"
+    own, half = fingerprint(folder), {key: tensor.half() for key, tensor in tensors.items()}
+    packed = tensors | {name: torch.ones(3, 3, dtype=torch.uint8)}
+    others = {
+        Likeness.SAME: Fingerprint(own.sha256, "{}"),  # an equal hash is enough
+        Likeness.ROUNDED: fingerprint(store(tmp_path / "half", half)),
+        Likeness.QUANTISED: fingerprint(store(tmp_path / "packed", packed)),
+        Likeness.OTHER: fingerprint(store(tmp_path / "other", tensors | {name: 2 * tensors[name]})),
+    }
+    assert [*others] == [*Likeness]
+    for likeness, other in others.items():
+        kept = Fingerprint(other.sha256, other.sketch)
+        assert compare_fingerprints(own, kept) is compare_fingerprints(kept, own) is likeness
+    for sketch in ("{}", json.dumps({"another.tensor": ["F32", [1], "AAAAAAAAAAA="]})):
+        assert compare_fingerprints(own, Fingerprint("", sketch)) is Likeness.OTHER
+    assert REMARKS.keys() == set(Likeness) - {Likeness.OTHER}
+    assert "quantised" in REMARKS[Likeness.QUANTISED]
 
 
 @pytest.fixture
@@ -222,15 +243,17 @@ def full_base(folder, model, tokenizer=None):
 
 def test_check_same_base(tmp_path):
     base = full_base(tmp_path / "one", make_model("bloom"))
-    metadata = base.metadata | {"hidden_size": "32"}
+    path = tmp_path / "prompt.safetensors"
 
-    def check(base, allow_other=False, metadata=metadata):
-        return check_same_base(metadata, base, prompt_file="p.safetensors", allow_other=allow_other)
+    def check(base, allow_other=False, width=32, metadata=base.metadata):
+        save_prompt(path, SoftPromptEmbedding(torch.ones(2, width)), metadata)
+        return check_same_base(load_prompt(path), base, prompt_file="p.safetensors", allow_other=allow_other)
 
     assert check(base) == ""
-    assert check(full_base(tmp_path / "half", make_model("bloom").half())) == PRECISION
+    half = full_base(tmp_path / "half", make_model("bloom").half())
+    assert check(half) == "the same base in another precision"
     with pytest.raises(UserError) as caught:
-        check(base, allow_other=True, metadata=metadata | {"hidden_size": "64"})
+        check(base, allow_other=True, width=64)
     for word in ("p.safetensors", "hidden size 64", "hidden size 32", "one"):
         assert word in str(caught.value)
 
@@ -241,9 +264,14 @@ def test_check_same_base(tmp_path):
     with pytest.raises(UserError) as caught:
         check(other)
     sides = (str(tmp_path / "one"), base.fingerprint.sha256[:12], str(tmp_path / "other"))
-    for word in ("p.safetensors", "another base", "--allow-other-base", *sides, other.fingerprint.sha256[:12]):
+    for word in ("p.safetensors", "another base", "`allow_other_base`", *sides, other.fingerprint.sha256[:12]):
         assert word in str(caught.value)
     assert "another base" in check(other, allow_other=True)
+
+    unsaid = {name: value for name, value in base.metadata.items() if name not in ("base_sha256", "base_sketch")}
+    with pytest.raises(UserError, match="does not say which weights"):
+        check(base, metadata=unsaid)
+    assert "another base" in check(base, allow_other=True, metadata=unsaid)
 
     swapped = make_tokenizer()
     state = json.loads(swapped.backend_tokenizer.to_str())

@@ -193,11 +193,11 @@ def test_scaled_embeddings_keep_the_function(scale, tokenizer):
 
 def test_history_leaves_out_the_base_alone_and_the_repeated_last_line(tmp_path):
     lines = [
-        {"step": 0, "eval_loss": 9.0, "eval": "without a prompt"},
-        {"step": 0, "eval_loss": 8.0, "eval": "with the initial prompt"},
+        {"step": 0, "eval_loss": 9.0, "prompt": "none"},
+        {"step": 0, "eval_loss": 8.0, "prompt": "initial"},
         {"step": 1, "loss": 5.0},
-        {"step": 2, "eval_loss": 4.0, "eval": "with the prompt so far"},
-        {"step": 2, "eval_loss": 3.0, "eval": "with the trained prompt"},
+        {"step": 2, "eval_loss": 4.0, "prompt": "current"},
+        {"step": 2, "eval_loss": 3.0, "prompt": "trained"},
     ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")

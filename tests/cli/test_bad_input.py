@@ -433,6 +433,7 @@ def test_generation_beyond_the_context(generate_refused, small_gpt2, work, limit
 def test_empty_questions(generate_refused, monkeypatch):
     for text in ("", " ", "\n"):
         generate_refused("--instruction", "empty", instruction=text)
+        generate_refused("--instruction", "empty", instruction=None, extra=[text])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         generate_refused("--instruction", "empty", instruction="-")
 
@@ -445,10 +446,32 @@ def test_questions_that_are_no_unicode(generate_refused, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("top_p", 0), ("temperature", 0), ("num_return_sequences", 0), ("max_new_tokens", 0)]
+    ("flag", "value"), [("top_p", 0), ("temperature", 1e-4), ("num_return_sequences", 0), ("max_new_tokens", 0)]
 )
 def test_generation_values(generate_refused, flag, value):
     generate_refused("--" + flag.replace("_", "-"), **{flag: value})
+
+
+def test_several_answers_need_sampling(generate_refused):
+    for words in (["--no-do-sample"], ["--do_sample", "False"], ["--temperature", 0]):
+        extra = [*words, "--num-return-sequences", 2]
+        generate_refused("--num-return-sequences 2", "needs --do-sample", extra=extra)
+
+
+def test_temperature_0_is_greedy(capfd, prompt_file):
+    words = ["Say it", "--device", "cpu", "--max-new-tokens", 5]
+    results = [
+        run_command(capfd, "generate", *words, *extra)
+        for extra in (["--no-do-sample"], ["--temperature", 0], ["--temperature", 0, "--seed", 5], ["--do_sample=no"])
+    ]
+    assert results[0].status == 0 and results[0].out and "seed" not in results[0].err
+    assert all(result == results[0] for result in results)
+
+
+def test_unknown_flags(train_refused, generate_refused):
+    train_refused("--lr: no such flag; did you mean --learning-rate?", extra=["--lr", 1])
+    generate_refused("--max-token: no such flag; did you mean --max-new-tokens?", extra=["--max_token", 1])
+    generate_refused("--nonsense: no such flag; softprompt generate --help lists the flags", extra=["--nonsense"])
 
 
 # the machine
@@ -483,7 +506,7 @@ def test_devices_are_not_replaced(work):
     """A rename would put a plain file in the place of /dev/null."""
     os.mkfifo("pipe")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="--prompt-file pipe"):
+        with pytest.raises(UserError, match="`prompt_file` pipe"):
             check_outputs(TrainConfig(prompt_file="pipe", overwrite=overwrite))
 
 

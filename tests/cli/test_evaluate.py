@@ -1,6 +1,7 @@
 """`python -m softprompt evaluate`: every side's figures are those of its own rows, and nothing is replaced unasked."""
 
 import errno
+import itertools
 import json
 import math
 import re
@@ -14,11 +15,13 @@ from helpers.models import HIDDEN_SIZE, SPECIAL, VOCAB_SIZE, make_tokenizer
 from helpers.rows import ROWS, write
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import softprompt
 from softprompt import SoftPromptEmbedding, load_prompt, save_prompt
+from softprompt.analysis.statistics import Estimate
 from softprompt.base.loading import load_base
 from softprompt.data.encoding import EncodedRow, encode_rows
 from softprompt.data.row_hashes import sketch_of
-from softprompt.data.splits import load_split
+from softprompt.data.splits import load_split, load_splits
 
 BUILTIN = "builtin:bloom-small@1"
 TEXT = "Say it politely, please."
@@ -180,9 +183,8 @@ def test_without_an_init_text(report, model_folder):
 
 def test_choices(report, work):
     out, found = report(data="labelled.jsonl", choices=CHOICES, eval_generate=0)
-    assert table_of(out, "loss")[0] == ["side", "loss", "perplexity", "token accuracy %"]
-    table = table_of(out, "macro-F1 %")
-    assert table[0] == ["side", "choice accuracy %", "macro-F1 %"]
+    table = table_of(out, "loss")
+    assert table[0] == ["side", "loss", "perplexity", "token accuracy %", "choice accuracy %", "macro-F1 %"]
     chosen_by_any = set()
     for line, side in zip(table[1:], found["sides"], strict=True):
         chosen = [row["sides"][side["name"]] for row in found["rows"]]
@@ -191,9 +193,8 @@ def test_choices(report, work):
         chosen_by_any |= {row["choice"] for row in chosen}
         right = sum(row["choice"] == given["output"] for row, given in zip(chosen, found["rows"], strict=True))
         assert side["choice_accuracy"]["value"] == pytest.approx(right / 10) and side["exact_match"] is None
-        assert shown(line[1])[0] == pytest.approx(10 * right) and float(line[2]) == pytest.approx(
-            100 * side["macro_f1"], abs=0.05
-        )
+        assert shown(line[4])[0] == pytest.approx(10 * right)
+        assert float(line[5]) == pytest.approx(100 * side["macro_f1"], abs=0.05)
     assert len(chosen_by_any) > 1
     assert "macro-F1: mean over all choices; no row's output, and so 0: d, e, f, g, h\n" in out
 
@@ -205,6 +206,41 @@ def test_the_loss_of_a_row_is_that_of_its_choice(report, work):
         for side in row["sides"].values():
             # fp32: the same row in a batch of another shape
             assert side["log_probabilities"][row["output"]] == pytest.approx(-side["loss_sum"], rel=1e-5)
+
+
+COLUMNS = ["loss", "perplexity", "token accuracy %", "exact match %", "choice accuracy %", "macro-F1 %"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 160])
+def test_tables_fit_the_terminal(report, work, model_folder, monkeypatch, width):
+    """Every column once, in as few tables as the width has room for, each aligned and with all sides."""
+    long = "very/" * 20 + "long.safetensors"
+    (work / long).parent.mkdir(parents=True)
+    save_for(model_folder, long)
+    monkeypatch.setattr("softprompt.cli.terminal.screen_width", lambda: width)
+    out, found = report(prompt_file=["a.safetensors", long], data="labelled.jsonl", choices=CHOICES)
+    blocks = [block.splitlines() for block in out.split("\n\n") if block.lstrip().startswith("side ")]
+    for block in blocks:
+        assert len({len(line) for line in block}) == 1 and len(block[0]) <= width
+        assert [re.split("  +", line)[0] for line in block][1:4] == ["no prompt", "text prompt", "a"]
+        assert len(block) == 5 and re.match(r"\.\.\..*/long  ", block[4])
+    cells = [[re.split("  +", line)[1:] for line in block] for block in blocks]
+    widths = [[2 + max(map(len, column)) for column in zip(*block, strict=True)] for block in cells]
+    for block, following in itertools.pairwise(widths):  # with 12 columns for the names, no more would have fitted
+        assert 12 + sum(block) + following[0] > width
+    assert (len(blocks) > 1) == (12 + sum(map(sum, widths)) > width)
+    assert [heading for block in cells for heading in block[0]] == COLUMNS
+    losses = [f"{side['loss']['value']:#.3g}".rstrip(".") for side in found["sides"]]
+    assert [line[0].split()[0] for line in cells[0][1:]] == losses
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [(0.04123, "0.0412"), (1.2345, "1.23"), (17.349, "17.3"), (123.4, "123"), (2.0, "2.00")]
+)
+def test_losses_have_three_significant_digits(report, work, monkeypatch, value, wanted):
+    monkeypatch.setattr("softprompt.analysis.table.bootstrap_interval", lambda *args, **kwargs: Estimate(value, 0.5, 1))
+    out, _ = report(eval_generate=0)
+    assert {line[1] for line in table_of(out, "loss")[1:]} == {f"{wanted} [0.500-1.00]"}
 
 
 def test_one_seed_one_report(report, work):
@@ -253,6 +289,172 @@ def test_long_names_keep_their_ends(report, work, model_folder):
     assert found["sides"][-1]["name"] == long
     last = table_of(out, "loss")[-1][0]
     assert last.startswith("...") and last.endswith("very/long")
+
+
+def test_a_text_prompt_of_ones_own(report, evaluate, work, model_folder):
+    """It takes the place of the init text, also where there is none, and keeps its backticks."""
+    save_for(model_folder, "vocab.safetensors", init_text="")
+    own = "Say `data`."
+    out, found = report(prompt_file="a.safetensors", text_prompt=own)
+    assert f"text prompt: {own!r}, as given, as {len(own)} tokens\n" in out
+    assert [side["num_virtual_tokens"] for side in found["sides"]] == [0, len(own), 4]
+    other, found_other = report(prompt_file="vocab.safetensors", text_prompt=own)
+    assert found_other["sides"][1] == found["sides"][1]
+    _, usual = report(prompt_file="a.safetensors")
+    assert usual["sides"][1]["loss"] != found["sides"][1]["loss"]
+    out, found = report(prompt_file="a.safetensors", text_prompt="")
+    assert [side["name"] for side in found["sides"]] == ["no prompt", "a.safetensors"]
+    assert (
+        "no text prompt: vocab.safetensors names no init text; --text-prompt gives one"
+        in evaluate(prompt_file="vocab.safetensors", eval_generate=0).out
+    )
+
+
+# the prompt's own rows
+
+PARTS = {"train": ROWS[:4], "validation": ROWS[4:7], "test": ROWS[7:9]}
+
+
+@pytest.fixture
+def train(capfd, work, model_folder):
+    """Train for a step on rows of the work folder; the prompt is own.safetensors unless it is named."""
+
+    def run(data, *extra, prompt_file="own.safetensors"):
+        words = ["--model", model_folder, "--data", data, "--prompt-file", prompt_file, "--virtual-tokens", 3]
+        words += ["--max-steps", 1, "--device", "cpu", "--precision", "fp32"]
+        result = run_command(capfd, "train", *words, *extra)
+        assert result.status == 0, result.err
+        assert (work / prompt_file).exists()
+
+    return run
+
+
+@pytest.fixture
+def parts(work):
+    """A folder of three splits."""
+    (work / "parts").mkdir()
+    for split, rows in PARTS.items():
+        write(work / "parts", "jsonl", rows, split)
+    return work / "parts"
+
+
+@pytest.fixture
+def own(report):
+    """What is scored of own.safetensors without `--data`: how the rows are called, and their instructions."""
+
+    def run(*extra, **changes):
+        changes = {"prompt_file": "own.safetensors", "data": None, "eval_generate": 0} | changes
+        out, found = report(*extra, **changes)
+        (line,) = [line for line in out.splitlines() if line.startswith("--data ")]
+        return line, [row["instruction"] for row in found["rows"]]
+
+    return run
+
+
+def asked(rows):
+    return [row["instruction"] for row in rows]
+
+
+def test_a_prompt_is_scored_on_its_test_rows(train, own, parts):
+    """Not on the held-out rows, which chose it."""
+    train("parts")
+    line, instructions = own()
+    assert line.startswith(f"--data {parts} (test, as own.run has it): 2 rows") and instructions == asked(PARTS["test"])
+    line, instructions = own("--held-out")
+    assert line.startswith(f"--data {parts} (held out, as own.run has it): 3 rows")
+    assert instructions == asked(PARTS["validation"])
+
+
+def test_the_run_folder_is_found_from_elsewhere(train, evaluate, parts, work, tmp_path, monkeypatch):
+    train("./parts", "--run-dir", "some/run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    changes = {"prompt_file": work / "own.safetensors", "data": None, "eval_generate": 0}
+    assert_one_line(evaluate(**changes), f"{work}/own.run", "--data")
+    result = evaluate(run_dir=work / "some" / "run", **changes)
+    assert result.status == 0 and f"--data {parts} (test, as {work}/some/run has it): 2 rows" in result.out
+
+
+def test_rows_named_by_flags_of_the_run(train, own, work, parts):
+    train("parts/train.jsonl", "--eval-data", "parts/validation.jsonl", "--test-data", "parts/test.jsonl")
+    assert own()[1] == asked(PARTS["test"])
+    assert own("--held-out")[1] == asked(PARTS["validation"])
+
+
+def test_a_drawn_share_is_drawn_again(train, own, work):
+    """Without test rows the held-out ones are scored, and called so."""
+    train("rows.jsonl", "--eval-fraction", 0.4, "--seed", 11)
+    drawn = load_splits("rows.jsonl", eval_fraction=0.4, seed=11)
+    line, instructions = own()
+    assert "(held out, as own.run has it): 4 rows" in line
+    assert instructions == [row.instruction for row in drawn.eval_rows] and own("--held-out")[1] == instructions
+    assert instructions != [row.instruction for row in load_splits("rows.jsonl", eval_fraction=0.4, seed=42).eval_rows]
+
+
+def test_copies_of_rows_that_trained_or_chose_it_are_left_out(train, own, parts):
+    write(parts, "jsonl", [*PARTS["test"], PARTS["train"][1], PARTS["validation"][0]], "test")
+    train("parts")
+    assert own()[1] == asked(PARTS["test"])
+
+
+def test_named_rows_come_before_its_own(train, own, parts):
+    train("parts")
+    line, instructions = own(data="rows.jsonl")
+    assert line.startswith("--data rows.jsonl: 10 rows") and instructions == asked(ROWS)
+
+
+def test_more_prompts_are_scored_on_the_rows_of_the_first(train, own, parts):
+    train("parts")
+    train("rows.jsonl", prompt_file="other.safetensors")
+    assert own(prompt_file=["own.safetensors", "other.safetensors"])[1] == asked(PARTS["test"])
+
+
+def test_without_rows_of_its_own(train, refused, parts, work):
+    """One line, and never rows that the prompt has nothing to do with."""
+    train("parts")
+    train("rows.jsonl", "--eval-fraction", 0, prompt_file="none.safetensors")
+    train("rows.jsonl", "--eval-fraction", 0.2, prompt_file="held.safetensors")
+    refused("--data", "own.run", "none.safetensors", data=None, prompt_file="none.safetensors", run_dir="own.run")
+    refused(
+        "--data", "none.run is of another run than own", data=None, prompt_file="own.safetensors", run_dir="none.run"
+    )
+    refused("--data", "a.run", data=None)  # no run folder at all
+    refused("--data", "gone.run", data=None, prompt_file="own.safetensors", run_dir="gone.run")
+    refused("--data", "none.safetensors has no test or held-out rows", data=None, prompt_file="none.safetensors")
+    (work / "own.run" / "config.json").write_text("{}")
+    refused("--data", "own.run", data=None, prompt_file="own.safetensors")
+    train("parts/train.jsonl", "--test-data", "parts/test.jsonl", prompt_file="test.safetensors")
+    refused("--data", "has no held-out rows", data=None, prompt_file="test.safetensors", extra=["--held-out"])
+
+
+def test_rows_of_a_run_without_names(refused, work, model_folder):
+    """A run in Python may have had rows that are in no file."""
+    softprompt.train(ROWS, model=str(model_folder), prompt_file="mine.safetensors", max_steps=1, device="cpu")
+    refused("--data", "mine.run", data=None, prompt_file="mine.safetensors")
+
+
+@pytest.mark.parametrize("split", PARTS)
+def test_rows_that_have_changed_since_the_run_are_not_scored(train, refused, report, parts, split):
+    """They may be those that trained it."""
+    train("parts")
+    before = (parts / f"{split}.jsonl").read_bytes()
+    write(parts, "jsonl", PARTS[split][1:], split)
+    refused("--data", str(parts), "any more", data=None, prompt_file="own.safetensors")
+    (parts / f"{split}.jsonl").unlink()
+    if split == "train":
+        refused("--data", str(parts), data=None, prompt_file="own.safetensors")
+    else:
+        refused("--data", "any more", data=None, prompt_file="own.safetensors")
+    (parts / f"{split}.jsonl").write_bytes(before)
+    report(prompt_file="own.safetensors", data=None)
+
+
+def test_the_rows_of_the_run_are_not_replaced(train, refused, parts):
+    train("parts")
+    for extra in ((), ("--overwrite",)):
+        settings = {"data": None, "prompt_file": "own.safetensors", "extra": extra}
+        refused("--output-file", "parts", output_file="parts/new.json", **settings)
+    refused("parts/test.jsonl", "among", output_file="parts/test.jsonl", **settings)
 
 
 # bad input

@@ -18,13 +18,14 @@ from softprompt.base.loading import load_base
 from softprompt.cli.columns import display_width, fields, fit, wrap
 from softprompt.config.commands import TrainConfig
 from softprompt.data.encoding import EncodedRow
+from softprompt.prompt.file import PromptMetadata
 from softprompt.prompt.start import initial_prompt, start_of, why_no_start
 
 RUN = [
-    {"step": 0, "eval_loss": 2.0, "eval": "without a prompt"},
-    {"step": 0, "eval_loss": 4.0, "eval": "with the initial prompt"},
+    {"step": 0, "eval_loss": 2.0, "prompt": "none"},
+    {"step": 0, "eval_loss": 4.0, "prompt": "initial"},
     {"step": 2, "loss": 3.0, "supervised_tokens": 40},
-    {"step": 2, "eval_loss": 1.0, "eval": "with the trained prompt"},
+    {"step": 2, "eval_loss": 1.0, "prompt": "trained"},
 ]
 TRAINING = {"steps": 2, "rows": 10, "learning_rate": 0.0123456, "held_out_loss": {"trained_prompt": 1.0}}
 
@@ -100,42 +101,49 @@ def test_rms_is_of_the_rows_that_the_module_gives(chunk, monkeypatch):
     assert vocabulary_rms(embedding) == pytest.approx(math.sqrt(sum(squares) / len(squares)), rel=1e-6)
 
 
+def facts_of(seed=None, **strings):
+    """What is read from a file with these strings, and this seed in its summary."""
+    return PromptMetadata.from_strings(strings | {"training": json.dumps({"seed": seed})})
+
+
 @pytest.mark.parametrize("init", ["text", "vocab", "random"])
 def test_the_start_is_made_again(init, base):
     config = TrainConfig(init=init, init_text="a text", virtual_tokens=6, seed=7)
-    metadata = {"init": init, "init_text": "a text" if init == "text" else ""}
-    assert why_no_start(metadata, 7) == ""
-    assert torch.equal(start_of(metadata, 7, base, 6), initial_prompt(config, base).weight)
+    strings = {"init": init, "init_text": "a text" if init == "text" else ""}
+    assert why_no_start(facts_of(7, **strings)) == ""
+    assert torch.equal(start_of(facts_of(7, **strings), base, 6), initial_prompt(config, base).weight)
     if init != "text":
-        assert not torch.equal(start_of(metadata, 8, base, 6), initial_prompt(config, base).weight)
+        assert not torch.equal(start_of(facts_of(8, **strings), base, 6), initial_prompt(config, base).weight)
 
 
 def test_a_start_from_answers_is_made_again(base):
     rows = [EncodedRow([1, 2, 3], [-100, 2, 3]), EncodedRow([1, 3], [-100, 3])]
     start = initial_prompt(TrainConfig(init="answers", virtual_tokens=6), base, rows)
-    metadata = {"init": "answers", "init_ids": "[3, 2]"}
-    assert why_no_start(metadata, 7) == ""
-    assert torch.equal(start_of(metadata, 7, base, 6), start.weight)
+    facts = facts_of(7, init="answers", init_ids="[3, 2]")
+    assert why_no_start(facts) == ""
+    assert torch.equal(start_of(facts, base, 6), start.weight)
 
 
 @pytest.mark.parametrize(
-    ("metadata", "seed", "reason"),
+    ("strings", "seed", "reason"),
     [
         ({}, 1, "what it started from"),
         ({"init": "new"}, 1, "what it started from"),
         ({"init": "text"}, 1, "the text"),
         ({"init": "file"}, 1, "another prompt file"),
         ({"init": "answers"}, 1, "the tokens of the answers"),
-        ({"init": "answers", "init_ids": "[1, -2]"}, 1, "the tokens of the answers"),
+        ({"init": "answers", "init_ids": "[-2]"}, 1, "the tokens of the answers"),
         ({"init": "answers", "init_ids": "[1"}, 1, "the tokens of the answers"),
         ({"init": "vocab"}, None, "the seed of its vocab start"),
         ({"init": "random"}, "7", "the seed of its random start"),
         ({"init": "random"}, -1, "the seed of its random start"),
+        ({"init": "random"}, True, "the seed of its random start"),
+        ({"init": "random"}, 2**63, "the seed of its random start"),
     ],
     ids=str,
 )
-def test_why_a_start_cannot_be_made_again(metadata, seed, reason):
-    assert reason in why_no_start(metadata, seed)
+def test_why_a_start_cannot_be_made_again(strings, seed, reason):
+    assert reason in why_no_start(facts_of(seed, **strings))
 
 
 def test_token_text_shows_spaces_parts_and_unknown_ids(tokenizer):
@@ -262,14 +270,40 @@ def test_the_plot_is_a_png_and_replaced_on_request_only(prompt, inspect):
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_the_chart_is_drawn_here(prompt, inspect, monkeypatch):
+@pytest.mark.parametrize("words", [[], ["--overwrite"]], ids=str)
+def test_without_matplotlib_a_plot_is_refused(prompt, inspect, monkeypatch, words):
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
+    if words:
+        (prompt.parent / "curve.png").write_text("precious")
     before = snapshot(prompt.parent)
-    result = inspect(prompt, "--plot", "curve.png")
-    assert result.status == 0 and "o held-out" in result.out
-    assert len(result.err.splitlines()) == 1 and "pip install matplotlib" in result.err
-    assert snapshot(prompt.parent) == before
+    result = inspect(prompt, "--plot", "curve.png", *words)
+    assert_one_line(result, "--plot", "matplotlib", "pip install 'softprompt[plot]'")
+    assert result.out == "" and snapshot(prompt.parent) == before
+    assert inspect(prompt).status == 0  # the chart in the terminal needs none
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_report_fits_the_terminal(prompt, inspect, work, monkeypatch, columns):
+    """Long names, many neighbours and what cannot be told are wrapped; a narrower report has the same content."""
+    base = load_base("builtin:bloom-small@1", device=torch.device("cpu"), precision="auto")
+    weight = SoftPromptEmbedding.from_text("thank you", base.tokenizer, base.model.get_input_embeddings(), 3)
+    long = {"init": "file", "data": "rows " * 40, "init_text": "您好 " * 60, "template": "alpaca"}
+    training = TRAINING | {"curve": [[0, 3.0], [50, 1.0], [100, 0.5]], "notes": ["a word " * 30]}
+    save_prompt("long.safetensors", weight, base.metadata | long | {"training": json.dumps(training)})
+    wide = {path: inspect(path, "--num-nearest", 9).out for path in ("p.safetensors", "long.safetensors")}
+    monkeypatch.setattr("softprompt.cli.terminal.screen_width", lambda: columns)
+    for path, other in wide.items():
+        result = inspect(path, "--num-nearest", 9)
+        assert (result.status, result.err) == (0, "")
+        assert max(map(display_width, result.out.splitlines())) <= columns
+        rows, others = token_rows(result.out), token_rows(other)
+        assert [row[:2] for row in rows] == [row[:2] for row in others] and len(rows) > 2
+        cosines = [
+            re.findall(r"['>.] +(-?[01]\.\d\d)(?= |$)", out.split("\n\n")[2], re.M) for out in (result.out, other)
+        ]
+        assert cosines[0] == cosines[1] and len(cosines[0]) == 9 * len(rows)
+    assert "".join(("您好 " * 60).split()) in "".join(result.out.split())
 
 
 @pytest.mark.parametrize(
@@ -277,9 +311,9 @@ def test_without_matplotlib_the_chart_is_drawn_here(prompt, inspect, monkeypatch
     [
         (["missing.safetensors"], ["missing.safetensors", "no such prompt file"]),
         (["p.run/metrics.jsonl"], ["p.run/metrics.jsonl", "not a prompt file"]),
-        (["p.safetensors", "q.safetensors"], ["q.safetensors", "one prompt file"]),
-        (["p.safetensors", "--prompt-file", "p.safetensors"], ["--prompt-file", "once"]),
-        (["p.safetensors", "--prompt_file=p.safetensors"], ["--prompt-file", "once"]),
+        (["p.safetensors", "q.safetensors"], ["q.safetensors", "--help"]),
+        (["p.safetensors", "--prompt-file", "p.safetensors"], ["--prompt-file: p.safetensors is given too"]),
+        (["p.safetensors", "--prompt_file=p.safetensors"], ["--prompt-file: p.safetensors is given too"]),
         (["p.safetensors", "--num-nearest", "2", "stray"], ["stray", "--help"]),
         ([""], ["--prompt-file", "must name a file"]),
         (["p.safetensors", "--num-nearest", VOCAB_SIZE + 1], ["--num-nearest", VOCAB_SIZE]),

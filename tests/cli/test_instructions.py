@@ -19,8 +19,8 @@ from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt
 from softprompt.answering import job
 from softprompt.base.loading import load_base
 from softprompt.data.encoding import encode_text
-from softprompt.data.splits import load_table
-from softprompt.data.template import format_question
+from softprompt.data.splits import load_split
+from softprompt.data.template import TUTORIAL
 from softprompt.engine.batches import plan_batches
 
 QUESTIONS = [{name: row[name] for name in ("instruction", "input")} for row in ROWS]
@@ -82,7 +82,7 @@ def one_by_one(base_name, prompt_file, rows, *, max_length=None, max_new_tokens=
     model = SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(load_prompt(prompt_file).weight))
     found = []
     for row in rows:
-        ids = encode_text(format_question(row["instruction"], row["input"]), base.tokenizer)
+        ids = encode_text(TUTORIAL.question(row["instruction"], row["input"]), base.tokenizer)
         end = max_length or len(ids) + max_new_tokens
         start = len(ids)
         while len(ids) < end and ids[-1] != base.tokenizer.eos_token_id:
@@ -135,7 +135,7 @@ def test_answers_of_the_shipped_base_end_where_they_end(capfd, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     save_for("builtin:bloom-small@1", "prompt.safetensors")
     words = ["--no-do-sample", "--device", "cpu", "--precision", "fp32", "--max-new-tokens", 24]
-    rows = [vars(row) for row in load_table("builtin:polite", "test")[:8]]
+    rows = [vars(row) for row in load_split("builtin:polite", "test")[0][:8]]
     passed(run_command(capfd, "generate", "--instructions", write(tmp_path, "csv", rows), *words))
     rows = read(tmp_path / "rows.answers.jsonl")
     assert len({len(row["answer"]) for row in rows}) > 3
@@ -182,6 +182,30 @@ def test_the_seed_that_is_printed_repeats_the_answers(generate, work):
 def run_command_sampled(generate, output_file):
     """A run whose seed is drawn."""
     return passed(generate("--do-sample", output_file=output_file))
+
+
+def test_an_answer_has_128_tokens_by_default(generate, work, model_folder):
+    """So one question that is longer than that, which --max-length would refuse, does not refuse the file."""
+    rows = [QUESTIONS[1], {"instruction": "long " * 30, "input": ""}]
+    write(work, "jsonl", rows, "long")
+    passed(generate(instructions="long.jsonl", max_length=None))
+    by_default = read(work / "long.answers.jsonl")
+    assert [row["answer"] for row in by_default] == one_by_one(
+        model_folder, "prompt.safetensors", rows, max_new_tokens=128
+    )
+    passed(generate("--overwrite", instructions="long.jsonl", max_length=None, max_new_tokens=128))
+    assert read(work / "long.answers.jsonl") == by_default
+    result = generate("--overwrite", instructions="long.jsonl", max_length=128)
+    assert_one_line(result, "long.jsonl, row 2", "--max-length 128", "--max-new-tokens")
+
+
+def test_temperature_0_is_greedy(capfd, generate, work):
+    passed(generate())
+    greedy = (work / "rows.answers.jsonl").read_bytes()
+    words = ["--instructions", "rows.jsonl", "--max-length", LENGTH, "--device", "cpu", "--precision", "fp32"]
+    for extra in (["--temperature", 0], ["--do_sample", "False"]):
+        result = passed(run_command(capfd, "generate", *words, "--overwrite", *extra))
+        assert (work / "rows.answers.jsonl").read_bytes() == greedy and "seed" not in result.err
 
 
 # rows
@@ -422,7 +446,7 @@ def test_outputs_already_there(refused, generate, work, monkeypatch):
     refused("--resume", "old.jsonl.partial", "old.jsonl exists", output_file="old.jsonl", extra=["--resume"])
     (work / "notes.partial").write_text("precious\n")
     for extra in ([], ["--resume"], ["--overwrite"]):
-        refused("notes.partial", "not written by generate.py", output_file="notes", extra=extra)
+        refused("notes.partial", "not written by", output_file="notes", extra=extra)
     header = {"kind": "softprompt answers", "version": 99}
     (work / "new.partial").write_text(json.dumps(header) + "\n")
     refused("new.partial", "another version", output_file="new", extra=["--resume"])
@@ -475,7 +499,7 @@ def test_a_row_that_leaves_no_room(refused, work):
     """Found before the first row is answered."""
     rows = [*QUESTIONS, {"instruction": "long " * 20, "input": ""}, QUESTIONS[0]]
     write(work, "jsonl", rows)
-    asked = len(format_question("long " * 20, ""))
+    asked = len(TUTORIAL.question("long " * 20, ""))
     refused("rows.jsonl, row 11", f"--max-length {LENGTH}", f"{asked} tokens", "--max-new-tokens")
     refused("rows.jsonl, row 11", f"--max-length {asked}", f"{asked} tokens", max_length=asked)
 

@@ -170,8 +170,8 @@ def test_test_figures_are_recorded_once_however_often_a_run_is_finished(train, w
     before = snapshot(work)
     passed(train("--resume", test_data=str(other)))
     assert snapshot(work) == before
-    tests = [record for record in metrics(work / "prompt.run") if "test" in record]
-    assert [record["test"] for record in tests] == ["without a prompt", "with the kept prompt"]
+    tests = [record for record in metrics(work / "prompt.run") if "test_loss" in record]
+    assert [record["prompt"] for record in tests] == ["none", "kept"]
 
 
 def test_resume_in_another_folder(train, work, whole, monkeypatch):
@@ -227,7 +227,7 @@ def test_resume_refuses_other_rows(train, work, stopped, rows_file):
     assert_one_line(train("--resume"), "--resume", "--data")
     rows_file.write_text("".join(lines))
     (work.parent / "test.jsonl").write_text(json.dumps(ROWS[0] | {"output": "of the test"}) + "\n")
-    assert_one_line(train("--resume", test_data="../test.jsonl"), "--resume: --test-data (SHA-256")
+    assert_one_line(train("--resume", test_data="../test.jsonl"), "--resume: --test-data: these are not the test rows")
     assert snapshot(work) == before
     passed(train("--resume"))
 
@@ -319,7 +319,13 @@ def test_overwrite(train, work, whole):
     assert metrics(work / "prompt.run") == whole[1]
     assert (work / "prompt.run" / "notes.txt").read_text() == "foreign"
     names = {path.name for path in (work / "prompt.run").iterdir()}
-    assert names == {"notes.txt", "checkpoint-old", "metrics.jsonl", *(f"checkpoint-{n}" for n in (4, 8, 10))}
+    assert names == {
+        "notes.txt",
+        "checkpoint-old",
+        "metrics.jsonl",
+        "config.json",
+        *(f"checkpoint-{n}" for n in (4, 8, 10)),
+    }
 
 
 def test_a_refused_overwrite_keeps_the_old_run(train, work, whole):
@@ -406,12 +412,13 @@ def test_a_save_to_disk_folder_trains(train, work, whole, kind, tmp_path):
     folder = str(tmp_path / "saved")
     (table if kind == "table" else DatasetDict({"train": table, "test": other})).save_to_disk(folder)
     passed(train(data=folder))
-    if kind == "table":
-        assert (work / "prompt.safetensors").read_bytes() == whole[0]  # the same rows, whatever they came in
+    trained, wanted = (load_prompt(work / name) for name in ("prompt.safetensors", "whole.safetensors"))
+    assert torch.equal(trained.weight, wanted.weight)
+    if kind == "table":  # the same rows, whatever they came in: only their name differs
+        names = {"data": ("saved", "rows.jsonl"), "sha256": (trained.metadata["sha256"], wanted.metadata["sha256"])}
+        both = {key: (trained.metadata[key], wanted.metadata[key]) for key in trained.metadata}
+        assert {key: pair for key, pair in both.items() if pair[0] != pair[1]} == names
     else:  # its test split is scored, which changes nothing that is learnt
-        (work / "whole.safetensors").write_bytes(whole[0])
-        trained, wanted = (load_prompt(work / name) for name in ("prompt.safetensors", "whole.safetensors"))
-        assert torch.equal(trained.weight, wanted.weight)
         assert json.loads(trained.metadata["training"])["test_rows"] == 7
         result = passed(train(data=folder, eval_fraction=None, prompt_file="own.safetensors"))
         assert "held out: 7 rows" in result.out and "; 2 that are also rows of another split left out" in result.out
@@ -440,13 +447,12 @@ def test_init_from_a_prompt_file(train, work):
 
 def test_eval_steps(train, work):
     passed(train(eval_steps=4))
-    found = [(record["step"], record["eval"]) for record in metrics(work / "prompt.run") if "eval" in record]
-    assert [step for step, _ in found] == [0, 0, 4, 8, 10]
+    found = [record for record in metrics(work / "prompt.run") if "eval_loss" in record]
+    assert [record["step"] for record in found] == [0, 0, 4, 8, 10]
+    assert [record["prompt"] for record in found] == ["none", "initial", "current", "current", "trained"]
     losses = json.loads(load_prompt(work / "prompt.safetensors").metadata["training"])["held_out_loss"]
     assert all(isinstance(loss, float) for loss in losses.values()) and len(losses) == 3
-    assert losses["trained_prompt"] == min(
-        record["eval_loss"] for record in metrics(work / "prompt.run")[1:] if "eval" in record
-    )
+    assert losses["trained_prompt"] == min(record["eval_loss"] for record in found[1:])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -463,9 +469,12 @@ def test_half_precisions(train, work, precision):
 def test_output_says_what_the_tutorial_says(train):
     out = passed(train(max_steps=3, logging_steps=1)).out
     assert "trainable params: 128 || all params: 33,984 || trainable%: 0.3766" in out
-    assert "SoftPromptModel(" in out and "first row, labels decoded:" in out
+    assert "\nmodel: 4 x 32 virtual tokens, 2 frozen layers, 4 heads, vocabulary 260" in out
+    assert "SoftPromptModel(" not in out and "first row, labels decoded:" in out
     assert len([line for line in out.splitlines() if line.startswith("step ")]) == 3
     assert "\r" not in out
+    tree = passed(train("--verbose", max_steps=3, prompt_file="tree.safetensors")).out
+    assert "SoftPromptModel(\n" in tree and "BloomBlock(" in tree and "\nmodel: " not in tree
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])

@@ -155,7 +155,7 @@ def test_resume_with_another_start_is_refused(train, capfd):
     train()
     assert train("--init", "random", "--prompt-file", "random.safetensors", "--virtual-tokens", 54).status == 0
     result = train("--resume", "--init-from", "random.safetensors")
-    assert_one_line(result, "--resume", "--init (SHA-256 of the initial prompt)")
+    assert_one_line(result, "--resume", "--init-from: the run started from another prompt")
 
 
 def test_a_prompt_that_does_not_say_its_weights(capfd, tmp_path, model_folder):

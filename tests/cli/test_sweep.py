@@ -66,7 +66,8 @@ def test_every_round_has_half_the_trials_and_twice_the_steps(trials, rounds):
     assert all(steps >= 1 for _, steps in sweep.plan_rounds(64, 2))
 
 
-def test_the_best_trial_of_the_last_round_is_written_and_its_command_repeats_it(searched, tmp_path):
+def test_the_best_trial_of_the_last_round_is_written_and_its_command_repeats_it(searched, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/softprompt", "sweep"])
     result = searched()
     assert result.status == 0 and result.err == ""
     finals = {path: held_out_loss(path) for path in (tmp_path / "prompt.sweep").glob("*-12.safetensors")}
@@ -75,8 +76,8 @@ def test_the_best_trial_of_the_last_round_is_written_and_its_command_repeats_it(
     written = (tmp_path / "prompt.safetensors").read_bytes()
     assert written == best.read_bytes()
     (words,) = re.findall(r"the same by itself: (.*)", result.out)
-    python, script, *argv = shlex.split(words)
-    assert (python, script) == ("python", "train.py")
+    program, command, *argv = shlex.split(words)
+    assert (program, command) == ("softprompt", "train")
     main_of("train")([*argv, "--prompt-file", "again.safetensors"])
     assert torch.equal(load_prompt("again.safetensors").weight, load_prompt(best).weight)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from softprompt.data.encoding import EncodedRow, encode_row, encode_rows, encode_text, require_eos
 from softprompt.data.reading import Row
-from softprompt.data.template import format_question
+from softprompt.data.template import TUTORIAL, template_named
 from softprompt.errors import UserError
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
@@ -86,7 +86,22 @@ def test_bloom_tokenizer_is_one():
     ],
 )
 def test_template(instruction, input, expected):
-    assert format_question(instruction, input) == expected
+    assert TUTORIAL.question(instruction, input) == expected
+
+
+def test_the_tutorials_template_has_a_name_and_stands_in_for_none():
+    assert template_named(TUTORIAL.name, prompt_file="p.safetensors") is TUTORIAL
+    assert template_named("", prompt_file="p.safetensors") is TUTORIAL
+    assert TUTORIAL.name == "alpaca"  # what files that are out there say
+
+
+@pytest.mark.parametrize("name", ["chatml", "Alpaca", "alpaca ", "\n"])
+def test_a_template_of_another_name_is_refused(name):
+    with pytest.raises(UserError) as caught:
+        template_named(name, prompt_file="p.safetensors")
+    message = str(caught.value)
+    assert message.startswith("p.safetensors: ") and repr(name) in message and "update softprompt" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("max_length", [1, 7, 40, 256])
@@ -146,7 +161,7 @@ def test_cut_keeps_the_front_and_drops_the_eos(tokenizer):
 
 
 def test_rows_with_nothing_to_learn_are_reported(tokenizer):
-    question = len(encode_text(format_question("Say it", ""), tokenizer))
+    question = len(encode_text(TUTORIAL.question("Say it", ""), tokenizer))
     rows = [
         row(number=1),
         row(output="", number=2),
@@ -165,5 +180,5 @@ def test_rows_with_nothing_to_learn_are_reported(tokenizer):
 def test_tokenizer_without_an_end_is_refused(tokenizer):
     require_eos(tokenizer, "fine")
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(UserError, match="--model somewhere.*no eos token"):
+    with pytest.raises(UserError, match="`model` somewhere.*no eos token"):
         require_eos(endless, "somewhere")

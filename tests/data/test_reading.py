@@ -2,13 +2,14 @@
 
 import socket
 import time
+from types import MappingProxyType
 
 import pytest
 from datasets import Dataset, DatasetDict
 from helpers.commands import run_python, snapshot
 from helpers.rows import FORMATS, write
 
-from softprompt.data.splits import load_split, load_splits
+from softprompt.data.splits import load_questions, load_split, load_splits
 from softprompt.errors import UserError
 
 TEXTS = [
@@ -308,9 +309,9 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     assert "suffix" in refusal("rows.txt")
     assert "folder" in refusal("folder") and "save_to_disk" in refusal("folder")
     for name in ("gone.jsonl", "./gone", str(tmp_path / "gone"), "~/surely/not/there.csv", "gone/rows.parquet"):
-        assert f"--data {name}: no such file" in refusal(name)
+        assert f"`data` {name}: no such file" in refusal(name)
     write(tmp_path, "jsonl", numbered(2))
-    assert "--eval-data gone.json: no such file" in refusal("rows.jsonl", eval_data="gone.json")
+    assert "`eval_data` gone.json: no such file" in refusal("rows.jsonl", eval_data="gone.json")
     assert "builtin:nothing" in refusal("builtin:nothing")
 
 
@@ -318,10 +319,10 @@ def test_hub_names_offline(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("owner/rows", "rows"):
         message = refusal(name)
-        assert f"--data {name}: no file or folder" in message and "cannot be reached" in message
-    assert "--data not/a/hub/id" in refusal("not/a/hub/id")
+        assert f"`data` {name}: no file or folder" in message and "cannot be reached" in message
+    assert "`data` not/a/hub/id" in refusal("not/a/hub/id")
     write(tmp_path, "jsonl", numbered(2))
-    assert "--eval-data owner/rows: no file or folder" in refusal("rows.jsonl", eval_data="owner/rows")
+    assert "`eval_data` owner/rows: no file or folder" in refusal("rows.jsonl", eval_data="owner/rows")
 
 
 def test_hub_that_never_answers(tmp_path):
@@ -330,8 +331,8 @@ import time
 from softprompt.base.loading import load_base
 from softprompt.data.splits import load_splits
 from softprompt.errors import UserError
-from softprompt.cli.program import quiet_libraries
-quiet_libraries()
+from softprompt.system.process import silence_libraries
+silence_libraries()
 for ask in (
     lambda: load_splits("owner/rows", eval_data=None, eval_fraction=None, seed=1),
     lambda: load_base("owner/model", device=None, precision="fp32"),
@@ -352,7 +353,7 @@ for ask in (
         wall = time.perf_counter() - start
     assert done.returncode == 0 and done.stderr == "", done.stderr
     answers = [line.split(" ", 1) for line in done.stdout.splitlines()]
-    assert [text.split(":")[0] for _, text in answers] == ["--data owner/rows", "--model owner/model"]
+    assert [text.split(":")[0] for _, text in answers] == ["`data` owner/rows", "`model` owner/model"]
     for seconds, text in answers:
         assert "cannot be reached" in text
         assert 1 < float(seconds) < 5  # it did ask, and did not ask again and again
@@ -374,5 +375,110 @@ def test_the_split_that_is_scored(tmp_path):
     assert load_split(str(tmp_path))[0][0].instruction == "validation 0"
     (tmp_path / "validation.jsonl").rename(tmp_path / "other.jsonl")
     assert load_split(str(tmp_path))[0][0].instruction == "train 0"
-    with pytest.raises(UserError, match="--split test: --data .* has only other, train"):
+    with pytest.raises(UserError, match="`split` test: `data` .* has only other, train"):
         load_split(str(tmp_path), "test")
+
+
+def in_memory(kind, rows):
+    """The same rows as each kind of object that holds rows."""
+    if kind == "Dataset":
+        return Dataset.from_list(rows)
+    return {"list": list, "tuple": tuple, "read-only": lambda rows: [*map(MappingProxyType, rows)]}[kind](rows)
+
+
+IN_MEMORY = ("list", "tuple", "read-only", "Dataset")
+
+
+@pytest.mark.parametrize("kind", IN_MEMORY)
+def test_rows_in_memory_are_those_of_a_file(kind, tmp_path):
+    splits = load(in_memory(kind, TEXTS), eval_fraction=0)
+    assert splits == load(write(tmp_path, "jsonl", TEXTS), eval_fraction=0)
+    assert [row.number for row in splits.train_rows] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", IN_MEMORY)
+def test_rows_in_memory_are_held_out_by_the_same_draw(kind, tmp_path):
+    rows = numbered(50)
+    assert load(in_memory(kind, rows), eval_fraction=0.2) == load(write(tmp_path, "jsonl", rows), eval_fraction=0.2)
+
+
+@pytest.mark.parametrize("kind", IN_MEMORY)
+def test_rows_in_memory_to_choose_and_to_report(kind):
+    held, last = (in_memory(kind, numbered(2, name)) for name in ("held", "last"))
+    splits = load(in_memory(kind, numbered(3)), eval_data=held, test_data=last)
+    assert [row.instruction for row in splits.train_rows] == ["row 0", "row 1", "row 2"]
+    assert [row.instruction for row in splits.eval_rows] == ["held 0", "held 1"]
+    assert [row.instruction for row in splits.test_rows] == ["last 0", "last 1"]
+
+
+def test_the_splits_of_a_dataset_dict_are_those_of_its_folder(tmp_path):
+    names = ("train", "validation", "test")
+    data = DatasetDict({name: Dataset.from_list(numbered(2, name)) for name in names})
+    data.save_to_disk(str(tmp_path / "all"))
+    assert load(data) == load(str(tmp_path / "all"))
+    assert [row.instruction for row in load(data).test_rows] == ["test 0", "test 1"]
+    rows, name = load_split(data, "validation")
+    assert [row.instruction for row in rows] == ["validation 0", "validation 1"]
+    assert name == "the rows given (validation)"
+    with pytest.raises(UserError, match="`split` dev: `data` the rows given has only train, validation, test"):
+        load_split(data, "dev")
+    del data["train"]
+    assert "`data` the rows given: has the splits validation, test but no train" in refusal(data)
+
+
+def test_rows_in_memory_keep_numbers_whole_and_may_lack_an_input():
+    rows = [{"instruction": 1, "output": 2.5, "more": object()}, {"instruction": "b", "input": None, "output": "y"}]
+    assert texts(load(rows).train_rows) == [("1", "", "2.5"), ("b", "", "y")]
+    assert rows[0].keys() == {"instruction", "output", "more"}  # the caller's rows stay as they are
+
+
+def test_questions_in_memory_need_no_output():
+    for kind in IN_MEMORY:
+        rows, name = load_questions(in_memory(kind, [{"instruction": "a"}, {"instruction": "b"}]))
+        assert texts(rows) == [("a", "", ""), ("b", "", "")] and name == "the rows given"
+
+
+@pytest.mark.parametrize("kind", IN_MEMORY)
+@pytest.mark.parametrize("column", ["instruction", "output"])
+def test_null_in_memory_is_refused_with_its_row(kind, column):
+    rows = numbered(3)
+    rows[1][column] = None
+    assert f"the rows given, row 2: no {column}" in refusal(in_memory(kind, rows))
+
+
+@pytest.mark.parametrize("column", ["instruction", "input", "output"])
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(["x"], "list"), ({"x": 1}, "dict"), (True, "bool"), (b"x", "bytes"), (1j, "complex")],
+    ids=["list", "dict", "bool", "bytes", "complex"],
+)
+def test_wrong_types_in_memory_are_refused_with_their_row(value, kind, column):
+    rows = numbered(3)
+    rows[2][column] = value
+    assert f"the rows given, row 3: {column} is a {kind}, not text" in refusal(rows)
+
+
+@pytest.mark.parametrize("row", ["text", None, 7, ["instruction", "output"], ("a", "b")], ids=repr)
+def test_a_row_that_is_no_dict_is_refused_with_its_number(row):
+    message = refusal([*numbered(1), row])
+    assert message == f"`data` the rows given: row 2: is a {type(row).__name__}, not a dict"
+    message = refusal(numbered(2), eval_data=[row])
+    assert message == f"`eval_data` the rows given: row 1: is a {type(row).__name__}, not a dict"
+
+
+@pytest.mark.parametrize("data", [7, 1.5, b"rows.jsonl", {"instruction": "a"}, {"train": numbered(2)}, object()])
+def test_what_holds_no_rows_is_refused(data):
+    message = refusal(data)
+    assert f"`data` the rows given: is a {type(data).__name__}; give a name, a list of dicts or a data set" in message
+    assert "`test_data` the rows given: is a " in refusal(numbered(2), test_data=data)
+
+
+def test_no_row_in_memory():
+    for empty in ([], (), Dataset.from_list([]), Dataset.from_dict({"instruction": [], "output": []})):
+        assert refusal(empty).startswith(("`data` the rows given: ", "the rows given: holds no row"))
+    assert "the rows given: rows need instruction and output as columns; here are question" in refusal(
+        [{"question": "a"}]
+    )
+    assert "the rows given, row 2: no instruction" in refusal([*numbered(1), {"question": "a"}])
+    assert "the rows given, row 2: no instruction" in refusal([*numbered(1), {}])
+    assert "here are none" in refusal([{}])

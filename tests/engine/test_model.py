@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.models import FAMILIES, HIDDEN_SIZE, VOCAB_SIZE, make_model
-from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
+from transformers import GenerationConfig, OPTConfig, OPTForCausalLM, pipeline
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
 from softprompt.engine.families import recomputed_layers
@@ -208,3 +208,32 @@ def test_trainable_parameters_line():
     size = sum(p.numel() for p in base.parameters())
     line = soft_model(base).trainable_parameters_line()
     assert line == f"trainable params: 128 || all params: {size + 128:,} || trainable%: {12800 / (size + 128):.4f}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_says_of_itself_what_its_base_says(base, dtype):
+    model = soft_model(base.to(dtype))
+    assert model.device == base.device == torch.device("cpu") and model.dtype == base.dtype == dtype
+    assert model.config is base.config and model.generation_config is base.generation_config
+    assert model.can_generate() is True
+    base.can_generate = lambda: False  # the base is asked
+    assert model.can_generate() is False
+
+
+def test_a_pipeline_gives_the_ids_of_generate(base, tokenizer):
+    model = soft_model(base)
+    texts = ["Say red", "Say a longer thing", "Hi"]
+    settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 3}
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    for batch_size in (1, len(texts)):
+        given = pipe(texts, return_tensors=True, batch_size=batch_size, **settings)
+        for text, (answer,) in zip(texts, given, strict=True):
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
+            wanted = model.generate(ids, **settings)[0].tolist()
+            found = answer["generated_token_ids"]
+            assert found[len(found) - len(wanted) :] == wanted  # a batch has pads in front
+            assert wanted != base.generate(ids, **settings)[0].tolist()  # the prompt was there
+    (written,) = pipe(texts[0], return_full_text=False, **settings)
+    ids = tokenizer(texts[0], return_tensors="pt")["input_ids"]
+    new = model.generate(ids, **settings)[0, ids.shape[1] :]
+    assert written["generated_text"] == tokenizer.decode(new, skip_special_tokens=True) != ""

@@ -3,7 +3,6 @@ look at the disk.
 """
 
 import hashlib
-import importlib.util
 import os
 import signal
 import subprocess
@@ -14,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from softprompt.__main__ import COMMANDS
 from softprompt.__main__ import main as package_main
-from softprompt.cli.program import run
+from softprompt.cli.program import DOORS, run
+from softprompt.config.options import flags_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,17 +31,12 @@ class Result:
 
 def name_of(program: str) -> str:
     """What stands in front of a complaint."""
-    return "softprompt" if program in COMMANDS else f"{program}.py"
+    return DOORS.get(program, "softprompt")
 
 
 def main_of(program: str):
-    """The `main` of `train`, `generate` or a command of the package such as `evaluate`."""
-    if program in COMMANDS:
-        return lambda argv: package_main([program, *argv])
-    spec = importlib.util.spec_from_file_location(f"{program}_command", ROOT / f"{program}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    """The `main` of a command of the package, by its name."""
+    return lambda argv: package_main([program, *argv])
 
 
 def run_command(capfd: pytest.CaptureFixture, program: str, *argv: object) -> Result:
@@ -85,5 +79,6 @@ def assert_one_line(result: Result, *wanted: object, status: int = 2) -> None:
     assert result.status == status, result.err + result.out
     assert len(result.err.splitlines()) == 1 and result.err.endswith("\n"), result.err
     assert "Traceback" not in result.err + result.out
+    assert flags_in(result.err) == result.err and "`--" not in result.err, result.err  # options as flags
     for word in wanted:
         assert str(word) in result.err

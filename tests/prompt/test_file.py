@@ -301,8 +301,8 @@ def test_a_failing_folder_leaves_nothing(step, tmp_path, monkeypatch):
 def test_require_writable(tmp_path):
     (tmp_path / "file").write_text("")
     before = snapshot(tmp_path)
-    require_writable(tmp_path / "new" / "deep", flag="--flag")
+    require_writable(tmp_path / "new" / "deep", what="`run_dir` x")
     for place in (tmp_path / "file" / "below", "/proc/nothing"):
-        with pytest.raises(UserError, match="--flag: cannot write in .*another place"):
-            require_writable(place, flag="--flag")
+        with pytest.raises(UserError, match="^`run_dir` x: cannot write in .*another place"):
+            require_writable(place, what="`run_dir` x")
     assert snapshot(tmp_path) == before

@@ -1,5 +1,6 @@
 """Which prompt of a run is kept, when a run stops early, and what a last figure may look at."""
 
+import dataclasses
 import json
 import math
 
@@ -10,8 +11,11 @@ from helpers.training import mean_loss, trainer_for
 from softprompt import load_prompt
 from softprompt.cli.text import describe_result
 from softprompt.data.encoding import EncodedRow, without_copies
+from softprompt.data.splits import EncodedSplit
+from softprompt.engine.passes import Score
+from softprompt.training import selection as selection_module
+from softprompt.training.report import Report
 from softprompt.training.selection import Losses, Result, Selection
-from softprompt.training.trainer import Trainer
 
 # so high a rate that the held-out loss rises again within a run
 RISING = {
@@ -67,7 +71,7 @@ def test_the_file_holds_the_best_prompt_and_with_save_last_the_last(model_folder
         file = load_prompt(tmp_path / str(last) / "p.safetensors")
         assert torch.equal(file.weight, trainer.weight)
         # 1e-6: the same prompt on the same rows in the same order
-        assert abs(mean_loss(trainer.model, trainer.eval_rows) - result.held_out.trained_prompt) < 1e-6
+        assert abs(mean_loss(trainer.model, trainer.rows.eval_rows) - result.held_out.trained_prompt) < 1e-6
         training = json.loads(file.metadata["training"])
         assert training["steps"] == result.step and training["curve"] == [
             list(pair) for pair in trainer.selection.curve
@@ -82,9 +86,9 @@ def test_the_file_holds_the_best_prompt_and_with_save_last_the_last(model_folder
 
 
 def test_the_file_is_json_whatever_the_losses(model_folder, rows_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "_measure", lambda *_: math.nan)
+    monkeypatch.setattr(selection_module, "row_scores", lambda *_, **__: [Score(math.nan, 0, 1)])
     trainer = trainer_for(model_folder, rows_file, tmp_path / "run", **RISING)
-    trainer.test_rows = trainer.train_rows[:3]
+    trainer.rows = dataclasses.replace(trainer.rows, test=EncodedSplit(trainer.rows.train_rows[:3]))
     result = trainer.run()
     assert result.step == trainer.total  # nothing was better
     text = load_prompt(tmp_path / "run" / "p.safetensors").metadata["training"]
@@ -92,13 +96,26 @@ def test_the_file_is_json_whatever_the_losses(model_folder, rows_file, tmp_path,
     assert set(training["held_out_loss"].values()) == set(training["test_loss"].values()) == {None}
 
 
-def test_early_stopping_ends_the_run_says_so_and_keeps_the_best(model_folder, rows_file, tmp_path, capsys):
+class Heard(Report):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, message):
+        self.lines.append(message)
+
+
+def test_early_stopping_ends_the_run_says_so_and_keeps_the_best(model_folder, rows_file, tmp_path):
     options = RISING | {"eval_steps": 1, "num_train_epochs": 400}
-    trainer = trainer_for(model_folder, rows_file, tmp_path / "run", early_stopping_patience=3, **options)
+    options |= {"early_stopping_patience": 3, "report": Heard()}
+    trainer = trainer_for(model_folder, rows_file, tmp_path / "run", **options)
     result = trainer.run()
     losses = [loss for _, loss in trainer.selection.curve]
     assert trainer.step == result.step + 3 < trainer.total
-    assert f"stopped at step {trainer.step} of {trainer.total}: 3 evaluations in a row" in capsys.readouterr().out
+    (said,) = trainer.report.lines
+    assert said.startswith(f"stopped at step {trainer.step} of {trainer.total}: 3 evaluations in a row")
+    assert said.endswith("(`early_stopping_patience`)")
     assert min(losses) == losses[result.step] and all(loss >= min(losses) for loss in losses[-3:])
 
 
@@ -106,12 +123,12 @@ def test_test_rows_are_scored_once_with_the_kept_prompt_and_change_nothing(model
     plain = trainer_for(model_folder, rows_file, tmp_path / "plain", **RISING)
     before = plain.run()
     trainer = trainer_for(model_folder, rows_file, tmp_path / "run", **RISING)
-    trainer.test_rows = trainer.train_rows[:3]
+    trainer.rows = dataclasses.replace(trainer.rows, test=EncodedSplit(trainer.rows.train_rows[:3]))
     result = trainer.run()
     assert result.held_out == before.held_out and torch.equal(plain.weight, trainer.weight)
-    assert result.test.trained_prompt == mean_loss(trainer.model, trainer.test_rows)
+    assert result.test.trained_prompt == mean_loss(trainer.model, trainer.rows.test_rows)
     lines = [json.loads(line) for line in (tmp_path / "run" / "p.run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["test"] for line in lines if "test" in line] == ["without a prompt", "with the kept prompt"]
+    assert [line["prompt"] for line in lines if "test_loss" in line] == ["none", "kept"]
 
 
 def test_copies_of_other_rows_are_left_out():
@@ -127,7 +144,7 @@ def test_a_run_that_helped_nothing_says_so_on_its_last_line(model_folder, rows_f
     assert describe_result(elsewhere, config).splitlines()[-1].startswith("warning: test loss is no better than")
     better = Result(Losses(1.0, 3.0, 0.5), Losses(1.0, None, 0.5), 5)
     assert "warning" not in describe_result(better, config)
-    assert "kept the prompt of step 5 (the lowest held-out loss: 0.5000, perplexity 1.649)" in describe_result(
+    assert "kept the prompt of step 5 (the lowest held-out loss: 0.500, perplexity 1.649)" in describe_result(
         better, config
     )
 
@@ -156,6 +173,6 @@ def test_a_loss_that_still_falls_at_the_end_is_noticed(losses, falling):
 def test_a_run_that_ended_too_early_says_how_to_go_on(model_folder, rows_file, tmp_path):
     trainer = trainer_for(model_folder, rows_file, tmp_path / "run", **RISING | {"learning_rate": 1e-2, "max_steps": 4})
     said = describe_result(trainer.run(), trainer.config).splitlines()
-    assert "still falling" in said[-1] and "--init-from" in said[-1] and "--max-steps" in said[-1]
+    assert "still falling" in said[-1] and "`init_from`" in said[-1] and "`max_steps`" in said[-1]
     level = Result(Losses(2.0, 3.0, 1.0), Losses(), 5)
     assert "still falling" not in describe_result(level, trainer.config)

@@ -121,3 +121,19 @@ def test_axes_are_orthonormal_and_span_the_rows(shape):
     torch.testing.assert_close(rows @ axes @ axes.T, rows, rtol=0, atol=1e-5)
     covariance = axes.T @ rows.T @ rows @ axes
     assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-4 * covariance.max()
+
+
+def test_a_closure_is_called_with_gradients_on_as_by_every_optimizer_of_torch():
+    weight, other = nn.Parameter(drawn(3, 8).float()), nn.Parameter(drawn(3, 8).float())
+    optimizer = optimizer_with(weight, [], lr=0.1)
+
+    def loss():
+        weight.grad = None
+        value = weight.square().mean() + weight.sum()
+        value.backward()
+        return value
+
+    before = loss()
+    assert optimizer.step(loss) == before
+    optimizer_with(other, [2 * other.detach() / other.numel() + 1], lr=0.1)
+    torch.testing.assert_close(weight, other)

@@ -14,6 +14,7 @@ from softprompt.base.device import resolve_precision
 from softprompt.cli.text import describe_passes, describe_steps
 from softprompt.config.commands import TrainConfig
 from softprompt.engine.passes import tokens_that_fit
+from softprompt.training.checkpoint import load_checkpoint
 from softprompt.training.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATES, PromptOptimizer
 from softprompt.training.schedule import rate_factor, rows_of_step, total_steps
 
@@ -44,7 +45,7 @@ def test_a_run_is_what_a_plain_loop_gives(model_folder, rows_file, tmp_path, cli
     scale = weight.detach().square().mean().sqrt().item()
     rate = RELATIVE_RATES["adamw"] * scale
     base, tokens = make_model("bloom"), make_tokenizer()
-    rows = trainer.train_rows
+    rows = trainer.rows.train_rows
     trainer.run()
     optimizer = torch.optim.AdamW([weight], lr=rate, betas=(0.7, 0.97), eps=1e-8 / scale, weight_decay=0.1)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=2, num_training_steps=5)
@@ -109,7 +110,7 @@ def test_a_run_has_one_epoch_and_at_least_200_steps_unless_told(num_rows, epochs
 
 def test_a_run_says_when_few_rows_are_taken_more_than_once(model_folder, rows_file, tmp_path):
     said = describe_steps(trainer_for(model_folder, rows_file, tmp_path / "default", num_train_epochs=None))
-    assert said.startswith("200 steps of 8 rows") and "100 epochs" in said and "--num-train-epochs 1" in said
+    assert said.startswith("200 steps of 8 rows") and "100 epochs" in said and "`num_train_epochs` 1" in said
     told = {"epochs": {"num_train_epochs": 3}, "steps": {"num_train_epochs": None, "max_steps": 7}}
     for name, options in told.items():
         said = describe_steps(trainer_for(model_folder, rows_file, tmp_path / name, **options))
@@ -148,7 +149,7 @@ def test_held_out_loss_falls_and_is_recorded(model_folder, rows_file, tmp_path):
 
 def test_mean_loss_weighs_tokens_and_not_batches(model_folder, rows_file, tmp_path):
     trainer = trainer_for(model_folder, rows_file, tmp_path / "run")
-    rows = trainer.train_rows
+    rows = trainer.rows.train_rows
     total = sum(mean_loss(trainer.model, [row], pad_token_id=3) * row.num_supervised for row in rows)
     expected = total / sum(row.num_supervised for row in rows)
     assert mean_loss(trainer.model, rows, pad_token_id=3) == pytest.approx(expected, rel=1e-5)
@@ -215,7 +216,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_no_prompt(model_fold
     trainer = trainer_for(model_folder, rows_file, tmp_path / "run")
     with torch.no_grad():
         trainer.base.model.lm_head.weight[7] = float("nan")
-    with pytest.raises(UserError, match="step 1: the loss is not finite; lower --learning-rate"):
+    with pytest.raises(UserError, match="step 1: the loss is not finite; lower `learning_rate`"):
         trainer.run()
     assert not (tmp_path / "run" / "p.safetensors").exists()
 
@@ -262,7 +263,7 @@ def test_passes_are_cut_as_stored_and_the_cut_does_not_change_the_run(model_fold
     assert (prompts["auto"] - prompts["60"]).abs().max() < 1e-4 * prompts["auto"].abs().max()
     resumed = trainer_for(model_folder, rows_file, tmp_path / "60", max_tokens_per_pass="60", resume=True, **options)
     resumed.max_tokens = 4096  # as if the memory that is free had changed
-    resumed.restore(tmp_path / "60" / "p.run" / "checkpoint-2")
+    resumed.restore(load_checkpoint(tmp_path / "60" / "p.run" / "checkpoint-2"))
     assert resumed.max_tokens == 60
 
 

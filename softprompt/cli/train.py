@@ -1,0 +1,65 @@
+"""Tune a soft prompt on a frozen causal language model: rows -> tokens -> steps -> prompt file."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from softprompt.cli.program import settle
+from softprompt.config.command_line import read_options
+from softprompt.config.commands import TrainConfig
+from softprompt.config.options import flags_in
+
+if TYPE_CHECKING:
+    from softprompt.data.splits import EncodedSplits
+    from softprompt.training.trainer import Trainer
+
+ANSWERED_TOGETHER = 8
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "softprompt train") -> None:
+    """Train as the command line says."""
+    given = read_options(TrainConfig, argv, prog=prog, description=__doc__)
+    TrainConfig(**given)  # what is refused in any case is refused before PyTorch is imported
+
+    from softprompt.cli.terminal import TerminalReport
+    from softprompt.cli.text import (
+        describe_base,
+        describe_passes,
+        describe_result,
+        describe_rows,
+        describe_shape,
+        describe_steps,
+    )
+    from softprompt.training.checkpoint import check_outputs
+    from softprompt.training.run import load_inputs, note_run, options_of_run, prepare_run
+
+    settle()
+    config = TrainConfig(**options_of_run(given))
+    check_outputs(config)
+    base, rows = load_inputs(config)
+    print(describe_base(base))
+    print(describe_rows(rows, config.data, base.tokenizer), flush=True)
+    trainer = prepare_run(config, base, rows, TerminalReport())
+    model = trainer.model
+    print(model if config.verbose else describe_shape(model), model.trainable_parameters_line(), sep="\n", flush=True)
+    print(flags_in(describe_passes(trainer)), flags_in(describe_steps(trainer)), sep="\n", flush=True)
+    note_run(trainer)
+    result = trainer.run()
+    if config.eval_generate:
+        _answer_some(trainer, rows)
+    print(flags_in(describe_result(result, config)))
+
+
+def _answer_some(trainer: "Trainer", rows: "EncodedSplits") -> None:
+    """Answer the first test or else held-out rows, keep the answers in the run folder, and print how many are right."""
+    from softprompt.answering.batch import answers_beside_references
+    from softprompt.cli.text import describe_answers
+    from softprompt.system.files import write_atomic
+    from softprompt.training.checkpoint import ANSWERS_NAME
+
+    config, tokenizer = trainer.config, trainer.base.tokenizer
+    shown = (rows.test_rows or rows.eval_rows)[: config.eval_generate]
+    answers = answers_beside_references(trainer.model, tokenizer, shown, batch_size=ANSWERED_TOGETHER)
+    lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+    write_atomic(config.run_folder / ANSWERS_NAME, lines.encode())
+    print(describe_answers(answers, "test" if rows.test_rows else "held-out", config))

@@ -1,0 +1,142 @@
+"""What decides a run, and what its prompt file says of it: pure functions of options, base, rows and results."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from torch import Tensor
+
+from softprompt.base.loading import Base
+from softprompt.config.commands import TrainConfig
+from softprompt.config.options import decisive
+from softprompt.data.row_hashes import rows_sha256, sketch_of
+from softprompt.data.splits import EncodedSplits
+from softprompt.data.template import TUTORIAL
+from softprompt.errors import UserError
+from softprompt.prompt.file import PromptMetadata
+from softprompt.prompt.start import frequent_labels
+from softprompt.system import sources
+from softprompt.training.selection import Losses, Result
+
+# what a run rests on besides its options, and what is said when it is not what the run started with
+FACTS = {
+    "base": "`model`: these are not the weights that this run started with",
+    "train_rows": "`data`: these are not the rows that this run started with",
+    "eval_rows": "`eval_data`: these are not the held-out rows that this run started with",
+    "test_rows": "`test_data`: these are not the test rows that this run started with",
+    "precision": "`precision`: the run started in another one",
+    "device": "`device`: the run started on another kind of device",
+    "initial_prompt": "`init_from`: the run started from another prompt",  # last: it follows from what is above
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The options that decide what a run gives, and hashes of what it was given."""
+
+    options: dict[str, Any]
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: TrainConfig, base: Base, rows: EncodedSplits, initial: Tensor) -> "Recipe":
+        """The recipe of a run that starts from the prompt `initial` `[P, H]`."""
+        options = decisive(config) | {"virtual_tokens": len(initial)}
+        facts = {
+            "base": base.fingerprint.sha256,
+            "train_rows": rows_sha256(rows.train_rows),
+            "eval_rows": rows_sha256(rows.eval_rows),
+            "test_rows": rows_sha256(rows.test_rows),
+            "initial_prompt": hashlib.sha256(initial.detach().cpu().numpy().tobytes()).hexdigest(),
+            "precision": base.precision,
+            "device": base.device.type,
+        }
+        # the base's precision is a fact, and auto may stand for it
+        return cls({name: value for name, value in options.items() if name != "precision"}, facts)
+
+    @property
+    def data_sha256(self) -> str:
+        """One hash of the rows of all splits."""
+        rows = "".join(self.facts[name] for name in ("train_rows", "eval_rows", "test_rows"))
+        return hashlib.sha256(rows.encode()).hexdigest()
+
+    def require_same(self, before: "Recipe") -> None:
+        """Raise `UserError` that names, in words, the first thing that is not as it was when the run started."""
+        require_same_options(before.options, self.options)
+        for name, message in FACTS.items():
+            if before.facts.get(name) != self.facts[name]:
+                plain = name in ("precision", "device")
+                detail = f" ({before.facts.get(name)}, and now {self.facts[name]})" if plain else ""
+                raise UserError(f"`resume`: {message}{detail}; give the same, or start anew with `overwrite`")
+
+
+def require_same_options(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `UserError` that names the first option which differs from when the run started, and both values."""
+    for name, value in now.items():
+        if name in before and before[name] != value:
+            raise UserError(
+                f"`resume`: `{name}` was {before[name]} when this run started and is {value} now; leave it out to go on"
+            )
+
+
+def prompt_metadata(
+    config: TrainConfig,
+    base: Base,
+    rows: EncodedSplits,
+    recipe: Recipe,
+    result: Result,
+    *,
+    data: str,
+    num_virtual_tokens: int,
+    learning_rate: float,
+    train_loss: float | None,
+    curve: Sequence[tuple[int, float]],
+) -> PromptMetadata:
+    """What the prompt file says: a function of the result, so no clock, host, path or count of resumes.
+
+    Args:
+        data: what `data` was called when the run started.
+        train_loss: of the step of `result`, if that is the last one.
+        curve: (step, held-out loss) of every evaluation.
+    """
+    from_file = config.init_from is not None
+    of_answers = config.init == "answers" and not from_file
+    training = {
+        "steps": result.step,
+        "rows": len(rows.train_rows),
+        "rows_per_step": config.rows_per_step,
+        "optim": config.optim,
+        "learning_rate": learning_rate,
+        "train_loss": train_loss,
+        "seed": config.seed,
+        "held_out_rows": len(rows.eval_rows),
+        "held_out_loss": result.held_out.finite(),
+        "curve": [[step, loss if math.isfinite(loss) else None] for step, loss in curve],
+        "test_rows": len(rows.test_rows),
+        "test_loss": result.test.finite(),
+    }
+    return PromptMetadata(
+        **base.metadata,
+        init="file" if from_file else config.init,
+        init_text=config.init_text if config.init == "text" and not from_file else "",
+        init_ids=frequent_labels(rows.train_rows, num_virtual_tokens) if of_answers else [],
+        template=TUTORIAL.name,
+        data=data,
+        data_sha256=recipe.data_sha256,
+        rows_sketch={"train": sketch_of(rows.train_rows), "held_out": sketch_of(rows.eval_rows)},
+        training=training,
+    )
+
+
+def data_name(data: object) -> str:
+    """What a prompt file calls its data: the last component of a path, other names as they are; "" if it has none."""
+    if not isinstance(data, str) or not data:
+        return ""
+    return PurePath(data).name if sources.is_path(data) and not sources.is_builtin(data) else data
+
+
+def held_out_losses(without_prompt: float | None, curve: Sequence[tuple[int, float]], step: int) -> Losses:
+    """The held-out losses of a result whose prompt is that of `step`."""
+    return Losses(without_prompt, curve[0][1] if curve else None, dict(curve).get(step))
