@@ -1,6 +1,6 @@
 """softprompt: prompt tuning of frozen causal language models in pure PyTorch (Lester et al., 2021).
 
-The names below are loaded on first use, so that a command line is read, and refused, before PyTorch is imported.
+The public names are imported on first use, so a wrong command line is refused before PyTorch is imported.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`softprompt COMMAND` and `python -m softprompt COMMAND`: every command by its name."""
+"""The entry point of `softprompt COMMAND` and `python -m softprompt COMMAND`."""
 
 import importlib
 import sys
@@ -8,15 +8,15 @@ from softprompt import __version__
 from softprompt.cli.program import run
 from softprompt.errors import UserError
 
-# each is a module of `cli` that has a `main(argv, prog)` and says in its first line what it does
+# each is a module of `cli` with a function `main(argv, prog)`; `--help` shows the docstring of the module
 COMMANDS = ("train", "generate", "chat", "evaluate", "inspect", "sweep")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Hand the words behind the command's name to its module.
+    """Call the command that `argv` begins with, and give it the other words; without a command, print the usage.
 
     Raises:
-        UserError: no command, or one that is not there.
+        UserError: there is no such command.
     """
     name, *words = argv or ["--help"]
     if name in ("-h", "--help"):
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def entry() -> int:
-    """The console script."""
+    """Run the console script and return its exit status."""
     return run(lambda: main(sys.argv[1:]), prog="softprompt")
 
 

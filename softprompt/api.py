@@ -1,6 +1,6 @@
-"""Train a prompt and use one from Python: `train` and `load`, which take the options of the commands by their names.
+"""Train a prompt and use one from Python: `train` and `load` take the options of the commands by their names.
 
-Nothing is printed here, no process ends, and wrong input is a `UserError`.
+Nothing here ends the process or prints, apart from the progress bar; wrong input raises `UserError`.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from softprompt.analysis.curve import Curve, load_curve
-from softprompt.answering.batch import draw_seed, generate_batch, new_token_budget, text_of
+from softprompt.answering.batch import ANSWERED_TOGETHER, draw_seed, generate_batch, new_token_budget, text_of
 from softprompt.base.device import resolve_device
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.command_line import nearest_option
@@ -41,17 +41,15 @@ from softprompt.training.report import BarReport, Report
 from softprompt.training.run import DATA, IN_MEMORY, load_inputs, note_run, options_of_run, prepare_run
 from softprompt.training.selection import Losses, Result
 
-ANSWERED_TOGETHER = 8  # questions of one batch
-
 
 class LoadedPrompt:
-    """A prompt on its base, ready to answer.
+    """A trained prompt on its base, ready to answer questions.
 
     Attributes:
-        model: the base with the prompt in front, a `SoftPromptModel`.
-        tokenizer: the base's.
-        prompt: the `SoftPromptEmbedding`.
-        metadata: what the prompt file says, by its keys.
+        model: `SoftPromptModel`, the base with the prompt in front.
+        tokenizer: `PreTrainedTokenizerBase`, the tokenizer of the base.
+        prompt: `SoftPromptEmbedding`, whose `weight` is the tensor `[P, H]`.
+        metadata: `dict[str, str]`, the metadata of the prompt file.
     """
 
     def __init__(self, model: SoftPromptModel, base: Base, file: PromptFile, name: str) -> None:
@@ -60,12 +58,12 @@ class LoadedPrompt:
 
     @property
     def device(self) -> torch.device:
-        """Where the base is."""
+        """The device on which the base runs."""
         return self.model.device
 
     @property
     def config(self) -> PretrainedConfig:
-        """The base's config."""
+        """The configuration of the base, as transformers has it."""
         return self.model.config
 
     @overload
@@ -75,19 +73,20 @@ class LoadedPrompt:
     def answer(self, question: Sequence[str], *, seed: int | None = None, **sampling: Any) -> list[str]: ...
 
     def answer(self, question: str | Sequence[str], *, seed: int | None = None, **sampling: Any) -> str | list[str]:
-        """Answer a question, or several in batches of rows of like length.
+        """Answer one question, or several in batches of questions of similar length.
 
         Args:
-            question: text, or texts; the template that the prompt was trained with is put around each.
-            seed: of the sampling; drawn where it is not given.
-            sampling: `max_new_tokens`, `do_sample`, `temperature` and the like, as `generate` has them. Without a
-                length, a question and its answer have 128 text tokens together.
+            question: one text or several. The template that the prompt was trained with is put around each.
+            seed: seed of the sampling, an int; None draws one.
+            sampling: options of the command `generate`, such as `max_new_tokens`, `do_sample` and `temperature`.
+                Without a length, a question and its answer together have at most 128 text tokens.
 
         Returns:
-            The text of the answer, or a list in the order of the questions.
+            The text of the answer; for several questions, a list of texts in the same order.
 
         Raises:
-            UserError: an option that is not there, or a question that leaves no room for an answer.
+            UserError: an option does not exist, a value is refused, a question leaves no room for an answer, or it
+                has ids that the base has no embedding for.
         """
         if isinstance(question, str):
             return self.answer([question], seed=seed, **sampling)[0]
@@ -114,14 +113,27 @@ class LoadedPrompt:
         return [answers[place] for place in range(len(questions))]
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **generation_kwargs: Any) -> Tensor:
-        """`SoftPromptModel.generate`: ids `[B, T]` to ids `[B, T + new]`, with transformers' arguments."""
+        """Call `SoftPromptModel.generate`, which takes the arguments of transformers' `generate`.
+
+        Args:
+            input_ids: int64 `[B, T]`, the text without the virtual tokens.
+            attention_mask: `[B, T]`; None means that no id is a pad.
+
+        Returns:
+            int64 `[B, T + new]`: `input_ids` followed by the new ids.
+        """
         return self.model.generate(input_ids, attention_mask, **generation_kwargs)
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
-        """Write the prompt to `path`, which `generate` and `load` take; returns the path.
+        """Write the prompt file, which `load` and the commands read, to `path` and return the path.
+
+        Args:
+            path: where to write; missing folders are made.
+            overwrite: whether an existing file may be replaced.
 
         Raises:
-            UserError: something is there and `overwrite` is false, or nothing can be written there.
+            UserError: a file is there and `overwrite` is false, or `path` is no place for a file.
+            OSError: the file cannot be written, for instance on a full disk; what was there is then unchanged.
         """
         path = Path(_path(path, "path"))
         check_output_file(path, option="path", replace=overwrite)
@@ -130,7 +142,7 @@ class LoadedPrompt:
         return path
 
     def _check(self, questions: Sequence[list[int]], settings: Sampling) -> None:
-        """Raise `UserError` for ids that the base does not know, or questions and answers that leave its context."""
+        """Raise `UserError` if the base has no embedding for an id, or no room in its context for an answer."""
         require_known_ids(self._base, (id for ids in questions for id in ids))
         limit = "max_new_tokens" if settings.max_new_tokens else "max_length"
         for ids in questions:
@@ -139,13 +151,13 @@ class LoadedPrompt:
 
 
 class TrainedPrompt(LoadedPrompt):
-    """What `train` returns: a prompt that answers, and how it came about.
+    """What `train` returns: a prompt that answers questions, and the record of its training.
 
     Attributes:
-        result: the held-out and test losses, and the step of the prompt that was kept.
-        curve: losses over steps.
-        rows: the rows that were used, and which were left out.
-        file: the prompt file, or None if the run was to keep none.
+        result: `Result`, the held-out and test losses and the step of the prompt that was kept.
+        curve: `Curve`, the losses over the steps; None if there are none.
+        rows: `EncodedSplits`, the rows that were used, and which were left out.
+        file: `Path` of the prompt file; None if `train` was called without `prompt_file`.
     """
 
     def __init__(
@@ -157,12 +169,15 @@ class TrainedPrompt(LoadedPrompt):
 
     @property
     def losses(self) -> Losses:
-        """Held-out losses per supervised token: without a prompt, with the initial and with the trained one."""
+        """Losses on the held-out rows, in nats per supervised token.
+
+        They are `without_prompt`, `initial_prompt` and `trained_prompt`; each is None if there are no held-out rows.
+        """
         return self.result.held_out
 
     @property
     def test_losses(self) -> Losses:
-        """The same on rows that chose nothing."""
+        """The same on the test rows, which neither trained nor chose the prompt; `initial_prompt` is not measured."""
         return self.result.test
 
 
@@ -177,22 +192,25 @@ def train(
     progress: bool = True,
     **options: Any,
 ) -> TrainedPrompt:
-    """Train a prompt.
+    """Train a prompt on a frozen base, as the command `train` does.
 
     Args:
-        data: a file, a folder, a hub id or what ships as `builtin:...`; or a list of dicts with `instruction`, `output`
-            and perhaps `input`; or a data set of `datasets`. By default what ships, or with `resume` the run's own.
-        model: the frozen base: a folder, a hub id or `builtin:...`; by default as for `data`.
-        virtual_tokens: P; by default the token count of the init text.
-        prompt_file: where the prompt is kept, with its run folder beside it, as the command does. Without it the run
-            lives in a temporary folder that goes with the object returned, and `.save(path)` keeps the prompt.
-        eval_data, test_data: held-out rows and rows for a last figure, as `data`.
-        progress: show a bar, as tqdm draws it in a terminal or a notebook.
-        options: every other option of the command, by its name: `max_steps=100`, `optim="adamw"`, `resume=True`.
+        data: the rows to train on: a file, a folder, a hub id or a `builtin:...` name; or a list of dicts with
+            `instruction`, `output` and optionally `input`; or a `datasets.Dataset` or `DatasetDict`. The default is
+            the data that ships with softprompt or, with `resume`, the data of the run.
+        model: the frozen base: a folder, a hub id or a `builtin:...` name. The default is as for `data`.
+        virtual_tokens: number of virtual tokens P. The default is the token count of the init text.
+        prompt_file: where the prompt file is written; the run folder is put beside it. Without it, the run folder is
+            temporary and is deleted with the returned object; `.save(path)` keeps the prompt.
+        eval_data, test_data: held-out rows, which choose the prompt, and rows that only report; given like `data`.
+        progress: whether tqdm shows a progress bar, in a terminal or a notebook.
+        options: every other option of the command by its name, as `max_steps=100`, `optim="adamw"`, `resume=True`.
 
     Raises:
-        UserError: wrong input, named by its option; `Diverged`, which is one, if the loss is no longer finite.
-        Interrupted: a KeyboardInterrupt; with a `prompt_file`, the last whole step is saved and `resume=True` goes on.
+        UserError: the input is wrong; the message names the option. `Diverged`, a subclass, says that the loss, the
+            gradient or the prompt is no longer finite.
+        Interrupted: SIGINT or SIGTERM stopped the run; it is a `KeyboardInterrupt`. With a `prompt_file`, the last
+            whole step is saved, and `resume=True` continues from it.
     """
     named = {"data": data, "eval_data": eval_data, "test_data": test_data, "model": model}
     named |= {"virtual_tokens": virtual_tokens}
@@ -213,7 +231,7 @@ def train(
         trained = _train(given, in_memory, progress)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, Interrupted):  # what it says was saved has gone
+        if isinstance(error, Interrupted):  # its message names a checkpoint that was just deleted
             raise Interrupted(error.signum, "stopped; without a `prompt_file` nothing is kept") from None
         raise
     trained.file = None
@@ -229,16 +247,19 @@ def load(
     precision: str = "auto",
     allow_other_base: bool = False,
 ) -> LoadedPrompt:
-    """Load a prompt file and the base that it was made for.
+    """Load a prompt file together with the base that it was trained on.
 
     Args:
-        model: the base to run it on; by default the one that the file names.
+        prompt_file: path of a file that `train`, `LoadedPrompt.save` or a command wrote.
+        model: the base to run the prompt on: a folder, a hub id or a `builtin:...` name; None takes the one that the
+            file names.
         device: cpu, cuda, cuda:N or auto.
-        precision: fp32, bf16, fp16 or auto.
-        allow_other_base: accept a base that the prompt was not trained on.
+        precision: fp32, bf16, fp16 or auto, for the base; the prompt stays fp32.
+        allow_other_base: whether to accept a base that the prompt was not trained on.
 
     Raises:
-        UserError: the file or the base is not there or cannot be read, or they do not belong together.
+        UserError: the file or the base is missing or cannot be read, they do not belong together, or the device or
+            the precision is not available.
     """
     name = _path(prompt_file, "prompt_file")
     hardware = _options(Hardware, {"device": device, "precision": precision})
@@ -252,7 +273,7 @@ def load(
 
 
 def _train(given: dict[str, Any], in_memory: dict[str, Any], progress: bool) -> TrainedPrompt:
-    """A run from options; `in_memory` holds the rows that are no names."""
+    """Train from options; `in_memory` holds the data that was given as rows and not by a name."""
     _options(TrainConfig, given)
     config = TrainConfig(**options_of_run(given))
     check_outputs(config)
@@ -268,10 +289,10 @@ def _train(given: dict[str, Any], in_memory: dict[str, Any], progress: bool) -> 
 
 
 def _options(config_class: type, given: dict[str, Any]) -> Any:
-    """A command's options from keyword arguments.
+    """Make a command's options from keyword arguments.
 
     Raises:
-        UserError: one that is not there, with the one that was meant if there is one like it, or a value refused.
+        UserError: an option does not exist, or its value is refused; the message suggests an option of similar name.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for name in given:
@@ -287,10 +308,10 @@ def _options(config_class: type, given: dict[str, Any]) -> Any:
 
 
 def _path(value: object, option: str) -> str:
-    """A path as text, with its `~` expanded.
+    """Return a path as text, with a leading `~` expanded.
 
     Raises:
-        UserError: it is no path, with the option that it was given for.
+        UserError: `value` is not a path; the message names `option`.
     """
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"`{option}` {value!r}: must be a path, not {type(value).__name__}")
@@ -299,7 +320,7 @@ def _path(value: object, option: str) -> str:
 
 @contextlib.contextmanager
 def _torch_as_it_was(device: torch.device) -> Iterator[None]:
-    """Random states and thread count of the caller are the same after the block; a run that goes on sets its own."""
+    """Restore the caller's random states and thread count after the block, in which a resumed run sets its own."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:

@@ -4,15 +4,21 @@ import signal
 
 
 class UserError(ValueError):
-    """Wrong input or a machine that fails: the message names the file, row or flag and what to do."""
+    """The input is wrong, or the machine fails; the message names the file, row or option and says what to do."""
 
 
 class Diverged(UserError):
-    """A run cannot go on, since its numbers are no longer finite."""
+    """A run cannot go on because its loss, gradient or prompt is no longer finite."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM; `message` says what was saved."""
+    """SIGINT or SIGTERM stopped the work.
+
+    Attributes:
+        signum: number of the signal.
+        message: name of the signal and what was saved.
+        exit_status: 128 + `signum`, with which a command ends.
+    """
 
     def __init__(self, signum: int, message: str = "stopped") -> None:
         super().__init__(message)

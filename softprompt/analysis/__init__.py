@@ -1,1 +1,1 @@
-"""What a finished prompt is worth."""
+"""Analysis: how good a finished prompt is, and what it looks like."""

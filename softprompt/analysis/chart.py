@@ -1,6 +1,6 @@
-"""A curve as a chart of plain characters, or as a PNG by matplotlib, which only the latter needs.
+"""A loss curve as a chart of plain characters, or as a PNG, for which alone matplotlib is needed.
 
-Both draw the same panels.
+The PNG has every panel of `panels`, the characters only the first, with the losses over the steps.
 """
 
 import io
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAIN, HELD_OUT, NO_PROMPT, INITIAL = "train", "held-out", "no prompt", "initial prompt"
-MARKS = {NO_PROMPT: "-", TRAIN: ".", HELD_OUT: "o"}  # a later one is drawn over an earlier one
-WIDTH, HEIGHT, MARGIN = 64, 16, 9  # characters of the chart's area, and left of it; 80 with the axis's name
-LOG_RATIO = 10  # largest loss over smallest from which the losses are drawn on a log scale
+MARKS = {NO_PROMPT: "-", TRAIN: ".", HELD_OUT: "o"}  # a later mark is drawn over an earlier one
+WIDTH, HEIGHT, MARGIN = 64, 16, 9  # characters: the chart's area, and what is left of it; 80 with the name of the axis
+LOG_RATIO = 10  # the scale is logarithmic if the largest loss is more than this many times the smallest
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Losses over one quantity: lines of (x, loss) by name, and horizontal lines by name."""
+    """Losses over one quantity. `lines` has (x, loss) by name, and `baselines` the losses of horizontal lines."""
 
     x_label: str
     lines: dict[str, list[tuple[float, float]]]
@@ -30,7 +30,7 @@ class Panel:
 
 
 def panels(curve: Curve) -> list[Panel]:
-    """Losses over steps, and over supervised tokens where the run told them."""
+    """Return a panel of losses over steps, and one over supervised tokens if the run recorded them."""
     found = {NO_PROMPT: curve.without_prompt, INITIAL: curve.initial_prompt}
     baselines = {name: loss for name, loss in found.items() if loss is not None}
     losses = [point.loss for point in curve.train + curve.held_out] + [*baselines.values()]
@@ -45,7 +45,7 @@ def panels(curve: Curve) -> list[Panel]:
 
 
 def text_chart(curve: Curve) -> str:
-    """The losses over the steps in characters, with labelled axes and a legend."""
+    """Draw the losses over the steps in characters, with labelled axes and a legend."""
     panel = panels(curve)[0]
     last = max(1, *(point.step for point in curve.train + curve.held_out))
     across = [last * column / (WIDTH - 1) for column in range(WIDTH)]
@@ -65,7 +65,7 @@ def text_chart(curve: Curve) -> str:
 
 
 def png_bytes(curve: Curve) -> bytes:
-    """The panels side by side, as a PNG file.
+    """Return the content of a PNG file with the panels side by side.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -76,14 +76,14 @@ def png_bytes(curve: Curve) -> bytes:
 
 
 def figure_of(curve: Curve) -> "Figure":
-    """The panels as a matplotlib figure."""
+    """Draw the panels as a matplotlib figure."""
     from matplotlib.figure import Figure
 
     drawn = panels(curve)
     figure = Figure(figsize=(5.5 * len(drawn), 4), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         for name, line in panel.lines.items():
-            # no line between held-out losses, which may be far apart
+            # held-out losses are not joined by a line, since they may be far apart
             axes.plot(*zip(*line, strict=True), "o" if name == HELD_OUT else ".-", label=name)
         for name, loss in panel.baselines.items():
             axes.axhline(loss, linestyle="--" if name == NO_PROMPT else ":", color="gray", label=name)
@@ -94,19 +94,19 @@ def figure_of(curve: Curve) -> "Figure":
 
 
 def _line(points: tuple[Point, ...], name: str) -> list[tuple[float, float]]:
-    """The points whose `name` is known."""
+    """Return (x, loss) of the points whose x, the attribute `name`, is known."""
     return [(getattr(point, name), point.loss) for point in points if getattr(point, name) is not None]
 
 
 def _row(loss: float, bounds: tuple[float, float], *, log: bool) -> int:
-    """Row of the chart's area, 0 at the top; losses that are all the same stand in the middle."""
+    """Return the row of the chart's area for a loss, 0 at the top; if all losses are the same, it is the middle."""
     low, high = map(math.log, bounds) if log else bounds
     value = math.log(loss) if log else loss
     return round((high - value) / (high - low) * (HEIGHT - 1)) if high > low else HEIGHT // 2
 
 
 def _ticks(bounds: tuple[float, float], *, log: bool) -> dict[int, str]:
-    """Labels of the loss axis by row."""
+    """Return the labels of the loss axis by row."""
     if bounds[0] == bounds[1]:
         return {HEIGHT // 2: f"{bounds[0]:.3g}"}
     low, high = map(math.log, bounds) if log else bounds
@@ -115,7 +115,7 @@ def _ticks(bounds: tuple[float, float], *, log: bool) -> dict[int, str]:
 
 
 def _step_axis(last: int) -> list[str]:
-    """The axis and its labels: start, middle and end, each below its place."""
+    """Return the lines of the step axis and of its labels: start, middle and end, each below its place."""
     labels = [" "] * (MARGIN + 1 + WIDTH)
     for step in (0, last // 2, last):
         text = f"{step:,}"

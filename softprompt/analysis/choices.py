@@ -1,4 +1,4 @@
-"""Classification without a head: each label is scored as the answer, and the most probable one is chosen."""
+"""Classification without a classification head: each label is scored as the answer, and the most probable is chosen."""
 
 import dataclasses
 import sys
@@ -14,10 +14,13 @@ from softprompt.errors import UserError
 
 
 def actual_choices(rows: Sequence[Row], choices: Sequence[str], *, name: str) -> list[str]:
-    """Which of `choices` each row's output is, blanks around both aside.
+    """Return which of `choices` the output of each row is, ignoring blanks around both.
+
+    Args:
+        name: what messages call the rows.
 
     Raises:
-        UserError: an output is none of them; the message has the row's number and `name`, the rows'.
+        UserError: an output is none of the choices; the message names the row.
     """
     known = {label.strip(): label for label in choices}
     for row in rows:
@@ -31,7 +34,7 @@ def actual_choices(rows: Sequence[Row], choices: Sequence[str], *, name: str) ->
 def encode_choices(
     rows: Sequence[Row], choices: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[EncodedRow]]:
-    """Every row with each label as its response, nothing cut: `[row][label]`."""
+    """Encode every row with each label as its response, and cut none of them: `[row][label]`."""
     return [
         [encode_row(dataclasses.replace(row, output=label), tokenizer, max_length=sys.maxsize) for label in choices]
         for row in rows
@@ -41,7 +44,7 @@ def encode_choices(
 def choice_log_probabilities(
     model: SoftPromptModel | PreTrainedModel, candidates: Sequence[Sequence[EncodedRow]], *, pad_token_id: int
 ) -> list[list[float]]:
-    """Log-probability of every label as the whole answer, its eos included: `[row][label]`.
+    """Return the natural log-probability of every label as the whole answer, eos included: `[row][label]`.
 
     Args:
         model: a base with a prompt, or a base alone.
@@ -53,5 +56,5 @@ def choice_log_probabilities(
 
 
 def best_choices(log_probabilities: Sequence[Sequence[float]], choices: Sequence[str]) -> list[str]:
-    """The most probable label of every row; of equals the one that was given first."""
+    """Return the most probable label of every row; of equally probable ones, the one that was given first."""
     return [choices[max(range(len(choices)), key=row.__getitem__)] for row in log_probabilities]

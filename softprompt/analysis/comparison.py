@@ -1,4 +1,4 @@
-"""What is compared, the base alone, a text in front and prompt files, and what each makes of the same rows."""
+"""The sides that are compared (the base alone, a text in front, prompt files) and the results of each on the rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ class Side:
 
     Attributes:
         name: the path of its prompt file, or "no prompt" or "text prompt".
-        prompt: what stands in front of every row; None for the base alone.
-        sha256: of the prompt file, as it states it; empty without one.
+        prompt: the prompt in front of every row, also for a text; None for the base alone.
+        sha256: the checksum that the prompt file states; empty without a file.
     """
 
     name: str
@@ -40,21 +40,21 @@ class Side:
 
     @property
     def num_virtual_tokens(self) -> int:
-        """P; 0 for the base alone."""
+        """Number of virtual tokens P; 0 for the base alone."""
         return 0 if self.prompt is None else self.prompt.num_virtual_tokens
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """The rows that every side meets.
+    """The rows on which every side is evaluated.
 
     Attributes:
-        name: what to call them in messages.
-        rows: those with a response, and `encoded` the same for the model.
-        skipped: numbers of those without one.
-        questions: ids of the questions to answer, those of the first rows.
+        name: what messages call the rows.
+        rows: the rows with a response; `encoded` are the same rows as token ids.
+        skipped: numbers of the rows without a response.
+        questions: token ids of the questions to answer, which are those of the first rows.
         candidates: every row with each of the choices as its response, `[row][choice]`; empty without choices.
-        actual: the choice that is right; empty without choices.
+        actual: the right choice of every row; empty without choices.
     """
 
     name: str
@@ -68,7 +68,7 @@ class EvalSet:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a side made of the rows; answers and log-probabilities of the choices as far as they were asked for."""
+    """The results of one side on the rows; `answers` and `log_probabilities` are empty if not asked for."""
 
     side: Side
     scores: list[Score]
@@ -77,10 +77,10 @@ class Outcome:
 
 
 def load_prompts(names: Sequence[str]) -> dict[str, PromptFile]:
-    """The prompt files under the names that they were given by.
+    """Load the prompt files, and return them by the names under which they were given.
 
     Raises:
-        UserError: one cannot be read, or stands there twice.
+        UserError: a file cannot be read, is given twice, or has the name of another side.
     """
     seen: set[Path] = set()
     for name in names:
@@ -96,13 +96,13 @@ def load_prompts(names: Sequence[str]) -> dict[str, PromptFile]:
 def make_sides(
     files: dict[str, PromptFile], base: Base, *, text_prompt: str | None, allow_other: bool
 ) -> tuple[list[Side], list[str]]:
-    """The base alone, a text in front, and every prompt file; and remarks worth printing.
+    """Return the sides (the base alone, a text in front, and every prompt file) and notes to print.
 
     Args:
-        text_prompt: the text; None takes the first file's init text, if it names one.
+        text_prompt: the text; None takes the init text of the first file, if it names one, and "" leaves the text out.
 
     Raises:
-        UserError: a prompt does not fit the base, or was made for another one and `allow_other` is false.
+        UserError: a prompt does not fit the base, or was trained on another one and `allow_other` is false.
     """
     remarks = [check_same_base(file, base, prompt_file=name, allow_other=allow_other) for name, file in files.items()]
     notes = [f"note: {name}: {remark}" for name, remark in zip(files, remarks, strict=True) if remark]
@@ -123,7 +123,7 @@ def make_sides(
 
 
 def notes_on_seen_rows(files: dict[str, PromptFile], rows: Sequence[EncodedRow]) -> list[str]:
-    """What to say of prompts that were trained or chosen by some of `rows`, as far as their files tell."""
+    """Return notes on prompts that some of `rows` trained or chose, as far as the prompt files tell."""
     notes, hashes = [], hashes_of(rows)
     for name, file in files.items():
         sketches = file.facts.rows_sketch
@@ -137,10 +137,10 @@ def notes_on_seen_rows(files: dict[str, PromptFile], rows: Sequence[EncodedRow])
 
 
 def encode_eval_set(rows: Sequence[Row], base: Base, config: EvaluateConfig, *, name: str) -> EvalSet:
-    """The rows as the model sees them, cut as in training; labels are never cut.
+    """Encode the rows, cut as in training; candidates of the choices are never cut.
 
     Raises:
-        UserError: no row has a response, or one has a response that is none of the choices.
+        UserError: no row has a response, or a row's response is none of the choices.
     """
     encoded, skipped = encode_rows(rows, base.tokenizer, max_length=config.max_length)
     if not encoded:
@@ -156,7 +156,7 @@ def encode_eval_set(rows: Sequence[Row], base: Base, config: EvaluateConfig, *, 
 
 
 def check_fit(eval_set: EvalSet, sides: Sequence[Side], base: Base, *, max_new_tokens: int) -> None:
-    """Raise `UserError` for ids that the base does not know, or rows and answers that leave its context."""
+    """Raise `UserError` if the base has no embedding for an id, or no room in its context for a row or an answer."""
     rows = [*eval_set.encoded, *chain(*eval_set.candidates)]
     require_known_ids(base, (id for row in rows for id in row.input_ids))
     most = max(side.num_virtual_tokens for side in sides)
@@ -167,7 +167,7 @@ def check_fit(eval_set: EvalSet, sides: Sequence[Side], base: Base, *, max_new_t
 
 
 def work_of(sides: Sequence[Side], eval_set: EvalSet) -> int:
-    """How many rows there are to score, answer and classify, all sides together."""
+    """Return how many rows there are to score, answer and classify, counted over all sides."""
     return len(sides) * (len(eval_set.encoded) + len(eval_set.questions) + len(eval_set.candidates))
 
 
@@ -179,13 +179,13 @@ def run_sides(
     *,
     advance: Callable[[int], object] = lambda rows: None,
 ) -> list[Outcome]:
-    """One side after another.
+    """Evaluate one side after another on the rows.
 
     Args:
-        advance: told how many rows were done since it was last told; `work_of` says how many there are.
+        advance: called with the number of rows done since the last call; `work_of` gives the total.
 
     Raises:
-        UserError: the machine has no memory for a batch.
+        UserError: memory runs out.
     """
     try:
         return [_run_side(side, eval_set, base, config, advance=advance) for side in sides]
@@ -199,11 +199,11 @@ def run_sides(
 def _run_side(
     side: Side, eval_set: EvalSet, base: Base, config: EvaluateConfig, *, advance: Callable[[int], object]
 ) -> Outcome:
-    """Score, answer and classify the rows with one side; `advance` moves the bar."""
+    """Score, answer and classify the rows with one side."""
     model = base.model if side.prompt is None else SoftPromptModel(base.model, side.prompt)
 
     def in_parts(function: Callable, rows: Sequence) -> list:
-        """`function` of all rows, part by part."""
+        """Apply `function` to all rows, part by part, so that the progress bar moves."""
         found = []
         for start in range(0, len(rows), PROGRESS_BAR_ROWS):
             part = rows[start : start + PROGRESS_BAR_ROWS]

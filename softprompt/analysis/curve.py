@@ -1,6 +1,6 @@
 """The loss of a training run over its steps, read from `metrics.jsonl` or, without it, from the prompt file.
 
-Nothing is drawn here.
+`chart.py` draws it.
 """
 
 import sys
@@ -17,7 +17,7 @@ from softprompt.training.run_log import INITIAL, METRICS_NAME, NO_PROMPT, read_r
 
 @dataclass(frozen=True)
 class Point:
-    """A loss after `step` steps; `supervised_tokens` were seen until then (None: not known)."""
+    """A loss after `step` steps, in which `supervised_tokens` were seen; None if their number is not known."""
 
     step: int
     loss: float
@@ -26,7 +26,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss per supervised token: windows of training steps, and the held-out rows. `source` is what was read."""
+    """Losses per supervised token, of windows of training steps and of the held-out rows.
+
+    Attributes:
+        source: what the curve was read from.
+        without_prompt: held-out loss of the base alone; `initial_prompt` is that of the initial prompt.
+        skipped_lines: number of damaged lines in the metrics file.
+    """
 
     source: str
     train: tuple[Point, ...] = ()
@@ -37,12 +43,12 @@ class Curve:
 
 
 def metrics_file_of(prompt_file: str, run_dir: str | None) -> Path:
-    """Where `train` puts the metrics of this prompt file."""
+    """Return the path at which `train` writes the metrics of this prompt file."""
     return run_folder_of(prompt_file, run_dir) / METRICS_NAME
 
 
 def load_curve(prompt_file: str, run_dir: str | None, training: dict[str, object]) -> Curve | None:
-    """The curve of the run folder, or else the one in the metadata `training`, or else None.
+    """Return the curve in the run folder, or else the one in the metadata `training`, or else None.
 
     Raises:
         UserError: `run_dir` is given and has no metrics, or the metrics are not of a training run.
@@ -63,7 +69,7 @@ def load_curve(prompt_file: str, run_dir: str | None, training: dict[str, object
 def curve_of_records(
     records: Iterable[dict[str, Any]], training: dict[str, object], *, source: str, skipped_lines: int = 0
 ) -> Curve:
-    """Sort the records of a run; of two of the same kind and step the later one counts, as after a resumed run."""
+    """Make a curve of a run's records. Of two of the same kind and step, the later one counts, as after a resume."""
     windows: dict[int, tuple[float, float | None]] = {}
     held_out: dict[int, float] = {}
     named: dict[str, float] = {}
@@ -87,13 +93,13 @@ def curve_of_records(
 
 
 def held_out_loss(training: dict[str, object], name: str) -> float | None:
-    """One of the held-out losses that the metadata keep, by its name there."""
+    """Return one of the held-out losses in the metadata by its name there, or None if it is not there."""
     losses = training.get("held_out_loss")
     return _number(losses.get(name)) if isinstance(losses, dict) else None
 
 
 def _curve_of_metadata(training: dict[str, object], *, source: str) -> Curve | None:
-    """The held-out losses that the prompt file itself keeps, as `[step, loss]` pairs."""
+    """Make a curve of the `[step, loss]` pairs that the prompt file itself keeps, or return None if it has none."""
     pairs = training.get("curve")
     pairs = [pair for pair in pairs if _is_pair(pair)] if isinstance(pairs, list) else []
     if not pairs:
@@ -107,7 +113,10 @@ def _curve_of_metadata(training: dict[str, object], *, source: str) -> Curve | N
 
 
 def _tokens_seen(windows: dict[int, tuple[float, float | None]]) -> dict[int, float]:
-    """Supervised tokens until the end of each window, 0 at the start; empty if some window does not say its own."""
+    """Return by step how many supervised tokens were seen at the end of each window, and 0 at step 0.
+
+    The result is empty if a window does not state its number.
+    """
     seen, total = {0: 0.0}, 0.0
     for step in sorted(windows):
         _, supervised = windows[step]
@@ -119,7 +128,7 @@ def _tokens_seen(windows: dict[int, tuple[float, float | None]]) -> dict[int, fl
 
 
 def _interpolate(step: int, seen: dict[int, float]) -> float | None:
-    """Tokens until `step`, within a window in proportion to its steps; None behind the last window."""
+    """Return how many tokens were seen at `step`, linear within a window; None behind the last window."""
     before = max((known for known in seen if known <= step), default=None)
     after = min((known for known in seen if known >= step), default=None)
     if before is None or after is None:
@@ -133,7 +142,7 @@ def _is_pair(pair: object) -> bool:
 
 
 def _number(value: object) -> float | None:
-    """`value` if it can be drawn."""
+    """Return `value` as a float if it can be drawn, else None."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     return float(value) if abs(value) <= sys.float_info.max else None  # a whole number may be too large for a float

@@ -1,4 +1,4 @@
-"""Figures from lists: resampled intervals, exact match, macro-F1. Pure functions, no model."""
+"""Figures from lists of results: resampled intervals, exact match, macro-F1. These are pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and the 95 % interval around it."""
+    """A figure with the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -19,9 +19,10 @@ class Estimate:
 def bootstrap_ratios(
     numerators: Sequence[float], denominators: Sequence[float], *, samples: int, seed: int
 ) -> list[float]:
-    """Sum of numerators over sum of denominators, on `samples` draws of as many rows with replacement (Efron, 1979).
+    """Return the sum of numerators over the sum of denominators in each of `samples` resamples (Efron, 1979).
 
-    Lists of the same length meet the same draws under the same seed, so their results can be compared draw by draw.
+    A resample draws as many rows as there are, with replacement. Lists of the same length get the same resamples under
+    the same seed, so their results can be compared resample by resample.
     """
     pairs = torch.tensor([list(numerators), list(denominators)], dtype=torch.float64)  # [2, rows]
     generator = torch.Generator().manual_seed(seed)
@@ -34,26 +35,26 @@ def bootstrap_ratios(
 def bootstrap_interval(
     numerators: Sequence[float], denominators: Sequence[float], *, samples: int, seed: int
 ) -> Estimate:
-    """The ratio of the sums, between the 2.5th and the 97.5th percentile of its resamples."""
+    """Return the ratio of the sums, with the 2.5th and the 97.5th percentile of its resamples as the interval."""
     ratios = torch.tensor(bootstrap_ratios(numerators, denominators, samples=samples, seed=seed), dtype=torch.float64)
     low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Estimate(math.fsum(numerators) / math.fsum(denominators), low, high)
 
 
 def perplexity(loss: Estimate) -> Estimate:
-    """exp of a loss per token; it grows with the loss, so the interval's ends stay its ends."""
+    """Return exp of a loss per token. It grows with the loss, so the ends of the interval stay its ends."""
     return Estimate(*(math.exp(end) if end < 700 else math.inf for end in (loss.value, loss.low, loss.high)))
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> list[bool]:
-    """Whether each answer is its reference, blanks around both aside."""
+    """Return whether each answer equals its reference, ignoring blanks around both."""
     return [answer.strip() == wanted.strip() for answer, wanted in zip(answers, references, strict=True)]
 
 
 def macro_f1(predicted: Sequence[str], actual: Sequence[str], labels: Sequence[str]) -> float:
-    """Mean over `labels` of each one's F1, 2 TP / (2 TP + FP + FN).
+    """Return the mean over `labels` of the F1 of each, which is 2 TP / (2 TP + FP + FN).
 
-    A label that is neither predicted nor actual counts as 0, so that the mean is over as many labels for every model.
+    A label that is neither predicted nor actual counts as 0, so that the mean is over the same labels for every model.
     """
     scores = []
     for label in labels:

@@ -1,4 +1,4 @@
-"""From what each side made of the rows to figures with intervals, as a table and as JSON; nothing is printed here."""
+"""The figures of every side with their intervals, as a table and as JSON; nothing is printed here."""
 
 import dataclasses
 import math
@@ -20,13 +20,13 @@ from softprompt.base.loading import Base
 from softprompt.config.commands import EvaluateConfig
 
 SUFFIX = ".safetensors"
-LEAST_NAME = 12  # columns that a side's name has at least
+LEAST_NAME = 12  # least number of columns for the names of the sides
 Figure = TypeVar("Figure")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A side's figures; None for what was not asked for. All but the loss and the perplexity are shares of 1."""
+    """The figures of one side; None for those not asked for. All but loss and perplexity are from 0 to 1."""
 
     loss: Estimate
     perplexity: Estimate
@@ -37,7 +37,7 @@ class Figures:
 
 
 def figures_of(outcome: Outcome, eval_set: EvalSet, config: EvaluateConfig) -> Figures:
-    """The figures of one side, whose intervals rest on the same resamples as every other side's."""
+    """Compute the figures of one side; the intervals of all sides rest on the same resamples."""
     draws = {"samples": config.bootstrap_samples, "seed": config.seed}
 
     def share(right: Sequence[bool]) -> Estimate | None:
@@ -60,10 +60,10 @@ def figures_of(outcome: Outcome, eval_set: EvalSet, config: EvaluateConfig) -> F
 def describe_figures(
     outcomes: Sequence[Outcome], figures: Sequence[Figures], eval_set: EvalSet, config: EvaluateConfig, *, width: int
 ) -> str:
-    """The tables, at most `width` columns wide, what the figures are, and which side has the lowest loss."""
+    """Return the tables, at most `width` columns wide, what the figures mean, and which side has the lowest loss."""
     names = [outcome.side.name.removesuffix(SUFFIX) for outcome in outcomes]
     columns = {
-        "loss": [_cell(each.loss, _three_digits) for each in figures],
+        "loss": [_cell(each.loss, three_digits) for each in figures],
         "perplexity": [_cell(each.perplexity, _three_places) for each in figures],
         "token accuracy %": [_cell(each.token_accuracy, _percent) for each in figures],
     }
@@ -79,7 +79,7 @@ def describe_figures(
 def to_json(
     outcomes: Sequence[Outcome], figures: Sequence[Figures], eval_set: EvalSet, base: Base, config: EvaluateConfig
 ) -> dict[str, object]:
-    """Everything that was found: settings, figures per side, and what every side made of every row."""
+    """Return everything that was found: the settings, the figures of each side, and its results on each row."""
     return {
         "base": base.name,
         "base_sha256": base.fingerprint.sha256,
@@ -105,12 +105,12 @@ def to_json(
 
 
 def _row(place: int, outcomes: Sequence[Outcome], eval_set: EvalSet, config: EvaluateConfig) -> dict[str, object]:
-    """One row and, by the sides' names, what each made of it."""
+    """Return one row and, by the names of the sides, the results of each on it."""
     row = eval_set.rows[place]
     sides = {}
     for outcome in outcomes:
         found: dict[str, object] = dataclasses.asdict(outcome.scores[place])
-        del found["num_supervised"]  # the row's, whatever the side
+        del found["num_supervised"]  # it is the same for every side and stands in the row
         if place < len(outcome.answers):
             found["answer"] = outcome.answers[place]
         if config.choices:
@@ -128,7 +128,7 @@ def _row(place: int, outcomes: Sequence[Outcome], eval_set: EvalSet, config: Eva
 
 
 def _finite(values: dict[str, object]) -> dict[str, object]:
-    """The same with null for NaN and infinity, which JSON does not have."""
+    """Return `values` with None for NaN and infinity, which JSON does not have."""
     return {key: _finite(each) if isinstance(each, dict) else _or_null(each) for key, each in values.items()}
 
 
@@ -137,7 +137,7 @@ def _or_null(value: object) -> object:
 
 
 def _remarks(eval_set: EvalSet, config: EvaluateConfig) -> list[str]:
-    """What the columns mean."""
+    """Return lines that say what the columns mean."""
     lines = [
         "loss and perplexity per supervised token;"
         f" in brackets 95 % bootstrap intervals over rows ({config.bootstrap_samples:,} resamples)"
@@ -151,7 +151,7 @@ def _remarks(eval_set: EvalSet, config: EvaluateConfig) -> list[str]:
 
 
 def _lowest_loss(outcomes: Sequence[Outcome], figures: Sequence[Figures], config: EvaluateConfig) -> str:
-    """Which side has the lowest loss, and in how many of the resamples."""
+    """Return the line that says which side has the lowest loss, and in how many of the resamples it has."""
     best = min(range(len(outcomes)), key=lambda side: (math.isnan(figures[side].loss.value), figures[side].loss.value))
     tokens = [score.num_supervised for score in outcomes[0].scores]
     draws = {"samples": config.bootstrap_samples, "seed": config.seed}
@@ -163,7 +163,7 @@ def _lowest_loss(outcomes: Sequence[Outcome], figures: Sequence[Figures], config
 
 
 def _parts(columns: dict[str, list[str]], width: int) -> list[dict[str, list[str]]]:
-    """The columns in as few tables as fit the width, each with room for the names on the left."""
+    """Split the columns over as few tables as fit the width, each with room for the names on the left."""
     parts: list[dict[str, list[str]]] = [{}]
     for heading, cells in columns.items():
         with_it = parts[-1] | {heading: cells}
@@ -174,7 +174,7 @@ def _parts(columns: dict[str, list[str]], width: int) -> list[dict[str, list[str
 
 
 def _table(names: Sequence[str], columns: dict[str, list[str]], width: int) -> str:
-    """Names on the left, cells and headings flush right; names too long for the width keep their ends."""
+    """Return a table, names on the left, cells flush right; of a name too long for the width, the end is shown."""
     widths = _widths(columns)
     room = max(LEAST_NAME, width - sum(each + 2 for each in widths))
     shown = ["side", *(name if len(name) <= room else "..." + name[3 - room :] for name in names)]
@@ -191,17 +191,18 @@ def _widths(columns: dict[str, list[str]]) -> list[int]:
 
 
 def _asked_for(figure: Figure | None) -> Figure:
-    """A figure of a column that is shown."""
+    """Return a figure of a column that is shown, which is never None."""
     assert figure is not None
     return figure
 
 
 def _cell(estimate: Estimate, number: Callable[[float], str]) -> str:
-    """`value [low-high]`."""
+    """Format an estimate as `value [low-high]`."""
     return f"{number(estimate.value)} [{number(estimate.low)}-{number(estimate.high)}]"
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """Format a loss with three significant digits: 0.0412, 1.23, 17.3."""
     return f"{value:#.3g}".rstrip(".")
 
 
@@ -210,5 +211,5 @@ def _three_places(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    """One place, but 100 is 100 only when nothing is missing."""
+    """Format a share as a percentage with one decimal; only a share of exactly 1 is shown as 100."""
     return "100" if share == 1 else f"{min(100 * share, 99.9):.1f}"

@@ -1,7 +1,7 @@
-"""What a prompt is, beside its base: its nearest vocabulary tokens, its scale, and how far it moved in training.
+"""A prompt beside the vocabulary of its base: its nearest tokens, the scale of the vocabulary, and tokens as text.
 
-The embedding module is asked for its rows a chunk of ids at a time, since some modules scale them (Gemma) and all of
-them in fp32 may be larger than the base.
+The embedding module is called, since some modules scale the rows of their weight (Gemma). It gets a chunk of ids at a
+time, since all rows in fp32 may take more memory than the base.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from softprompt.base.vocabulary import embedding_weight
 from softprompt.data.encoding import decode_text
 
-CHUNK = 1 << 22  # elements widened to fp32 at a time
+CHUNK = 1 << 22  # elements that are converted to fp32 at a time
 
 
 def nearest_tokens(weight: Tensor, token_embedding: nn.Module, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` vocabulary tokens of largest cosine with each row of `weight` `[P, H]`, the nearest first.
+    """Find the `count` vocabulary tokens with the largest cosine to each row of `weight` `[P, H]`.
 
     Returns:
-        their ids and cosines, both `[P, count]`.
+        Their ids and cosines, both `[P, count]`, the nearest first.
     """
     prompt = nn.functional.normalize(weight.float(), dim=1)  # [P, H]
     best = torch.empty(len(weight), 0)
@@ -35,7 +35,7 @@ def nearest_tokens(weight: Tensor, token_embedding: nn.Module, count: int) -> tu
 
 
 def vocabulary_rms(token_embedding: nn.Module) -> float:
-    """Root mean square of all elements of the embeddings."""
+    """Return the root mean square of all elements of the embeddings."""
     total, number = 0.0, 0
     for _, rows in embedding_chunks(token_embedding):
         total += rows.double().square().sum().item()
@@ -45,7 +45,7 @@ def vocabulary_rms(token_embedding: nn.Module) -> float:
 
 @torch.no_grad()
 def embedding_chunks(token_embedding: nn.Module) -> Iterator[tuple[int, Tensor]]:
-    """First id and fp32 rows `[chunk, H]` of the embeddings, as the module gives them, on the CPU."""
+    """Yield the first id and the rows, fp32 `[chunk, H]` on the CPU, of every chunk of what the module returns."""
     weight = embedding_weight(token_embedding)
     vocab_size, width = weight.shape
     length = max(1, CHUNK // width)
@@ -55,13 +55,13 @@ def embedding_chunks(token_embedding: nn.Module) -> Iterator[tuple[int, Tensor]]
 
 
 def token_text(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """One token so that spaces and line breaks show: quoted text, or its name where it is only a part of a text."""
+    """Return a token as quoted text, in which spaces and line breaks show, or its name if it is no whole text."""
     name = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
     if name is None:
         return f"id {token_id}"  # an embedding may have more rows than the tokenizer has tokens
     assert isinstance(name, str)  # a list only for a list of ids
     text = decode_text([token_id], tokenizer, clean_up_tokenization_spaces=False)
     if "\N{REPLACEMENT CHARACTER}" in text or not text:
-        return f"<{name}>" if name.isprintable() else repr(name)  # some bytes of a character
+        return f"<{name}>" if name.isprintable() else repr(name)  # the token is only some bytes of a character
     # sentencepiece drops the space in front of a text's first word
     return repr(" " + text if name.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" ") else text)

@@ -1,1 +1,1 @@
-"""From questions to answers."""
+"""Answering: from questions to answers, for one batch or a file."""

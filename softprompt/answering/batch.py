@@ -1,4 +1,4 @@
-"""From questions as token ids to answers, in one batch or in many: lengths, sampling arguments, and the cut at eos."""
+"""Answers to questions given as token ids, in one batch or in many: lengths, sampling arguments, the cut at eos."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -16,8 +16,9 @@ from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
 from softprompt.prompt.fit import context_limit
 
-# settings that a base's own generation_config.json may bring, and that no option here asks for
+# neutral values for settings that a base's generation_config.json may bring and that no option here controls
 NEUTRAL = {"num_beams": 1, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "min_p": 0.0}
+ANSWERED_TOGETHER = 8  # questions in one batch, where nobody says
 
 
 def generate_batch(
@@ -34,8 +35,8 @@ def generate_batch(
         model: a base with a prompt, or a base alone.
 
     Returns:
-        For every question the ids of its `num_return_sequences` answers: each ends with the eos id or where the
-        question's own budget does, whatever the others may still write.
+        For every question the ids of its `num_return_sequences` answers. Each ends with the eos id or at the question's
+        own budget of new tokens, even if other answers of the batch are longer.
 
     Raises:
         UserError: a question leaves no room for an answer.
@@ -43,10 +44,10 @@ def generate_batch(
     budgets = [new_token_budget(sampling, len(ids)) for ids in questions]
     longest = max(len(ids) for ids in questions)
     gaps = [longest - len(ids) for ids in questions]
-    # a row's pads are its own first id: any other would be a token of the text for the repetition penalty
+    # Rows are padded with their own first id. The repetition penalty counts pads as text, and so any other id as used.
     padded = [ids[:1] * gap + ids for ids, gap in zip(questions, gaps, strict=True)]
     device = next(model.parameters()).device
-    generate: Any = model.generate  # causal LMs have it, PreTrainedModel alone does not
+    generate: Any = model.generate  # causal LMs have `generate`, the class PreTrainedModel does not
     output = generate(
         torch.tensor(padded, device=device),  # [B, T]
         attention_mask=torch.tensor([[0] * gap + [1] * (longest - gap) for gap in gaps], device=device),
@@ -82,7 +83,7 @@ def generate_answers(
         model: a base with a prompt, or a base alone.
 
     Returns:
-        What follows the question, without special tokens.
+        The texts of the answers, without the question and without special tokens.
 
     Raises:
         UserError: the question leaves no room for an answer.
@@ -93,15 +94,15 @@ def generate_answers(
 
 
 def draw_seed() -> int:
-    """A fresh seed, small enough to type again."""
+    """Draw a seed that is short enough to type again."""
     return secrets.randbelow(2**31)
 
 
 def new_token_budget(sampling: Sampling, question_tokens: int) -> int:
-    """How many tokens the answer may have.
+    """Return how many tokens an answer may have.
 
     Raises:
-        UserError: `max_length`, which counts the question too, is used up by it.
+        UserError: the question alone uses up `max_length`, which counts question and answer.
     """
     if sampling.max_new_tokens is not None:
         return sampling.max_new_tokens
@@ -123,12 +124,12 @@ def greedy_answers(
     batch_size: int,
     advance: Callable[[int], object] | None = None,
 ) -> list[str]:
-    """The answers' texts, without special tokens, in the order of the questions.
+    """Return the texts of the greedy answers, without special tokens, in the order of the questions.
 
     Args:
         model: a base with a prompt, or a base alone.
         questions: ids of each question, as `encoding.encode_question` gives them.
-        advance: told after every batch how many questions it had.
+        advance: called after every batch with its number of questions.
     """
     sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
     texts: dict[int, str] = {}
@@ -143,7 +144,7 @@ def greedy_answers(
 def answers_beside_references(
     model: SoftPromptModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedRow], *, batch_size: int
 ) -> list[dict[str, str]]:
-    """Question, greedy answer and reference of rows as they were encoded.
+    """Return the texts of question, greedy answer and reference of every encoded row.
 
     An answer may be twice as long as the longest reference, if the base's context has room for that.
     """
@@ -164,12 +165,12 @@ def answers_beside_references(
 
 
 def text_of(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """An answer's text, without special tokens."""
+    """Return the text of an answer, without special tokens."""
     return decode_text(ids, tokenizer, skip_special_tokens=True)
 
 
 def _draws(sampling: Sampling) -> dict[str, object]:
-    """Sampling arguments; greedy decoding must not be given any, even those of the base's own config."""
+    """Return the sampling arguments; greedy decoding gets None for each, which also overrides the base's own config."""
     if not sampling.samples:
         return {"do_sample": False, "top_k": None, "top_p": None, "temperature": None}
     return {
@@ -181,5 +182,5 @@ def _draws(sampling: Sampling) -> dict[str, object]:
 
 
 def _until_eos(ids: list[int], eos_token_id: int) -> list[int]:
-    """An answer with its eos and without the pads behind it."""
+    """Return an answer up to its eos, without the pads behind it."""
     return ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids

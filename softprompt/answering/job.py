@@ -1,7 +1,7 @@
-"""Answer a file of rows: check all of them, batch them by length, and keep what is answered whatever happens.
+"""Answer a file of rows: check all of them, batch them by length, and save every batch as soon as it is answered.
 
-Which rows share a batch is a function of the rows and the batch size alone, and a sampled batch draws from a seed of
-its own, so a run that is stopped and goes on gives what an uninterrupted one gives.
+Which rows share a batch depends only on the rows and the batch size, and every sampled batch has a seed of its own.
+A run that is stopped and resumed therefore gives the answers of an uninterrupted one.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from softprompt.prompt.file import PromptFile
 from softprompt.prompt.fit import context_limit, require_room
 from softprompt.system.process import is_out_of_memory
 
-# options that decide the answers; how many rows share a batch may change when a run goes on
+# options that must be the same in a resumed run; how many rows share a batch may change
 RECIPE = (
     "max_length", "max_new_tokens", "do_sample", "top_k", "top_p", "temperature", "repetition_penalty",
     "num_return_sequences",
 )  # fmt: skip
-# what the answers rest on besides, and what is said when it is not what they were begun with
+# inputs that must be the same in a resumed run, each with the message if it is not
 FACTS = {
     "rows": "`instructions`: the rows were others",
     "prompt": "`prompt_file`: it was another prompt",
@@ -43,16 +43,16 @@ FACTS = {
 
 
 class JobReport:
-    """Hears how a file of questions is answered. This one keeps silent; a subclass shows what it overrides."""
+    """Shows nothing of how a file of questions is answered; a subclass shows what it overrides."""
 
     def say(self, message: str) -> None:
-        """Something worth a line happened."""
+        """The job has a message for the user, in which the names of options stand in backticks."""
 
     def begin(self, done: int, total: int) -> None:
-        """So many of the rows are answered already."""
+        """The job begins, with `done` of the `total` rows already answered."""
 
     def answered(self, rows: int) -> None:
-        """A batch is saved."""
+        """A batch of `rows` rows is answered and saved."""
 
     def end(self) -> None:
         """All rows are answered, or the job was stopped."""
@@ -60,7 +60,7 @@ class JobReport:
 
 @dataclass(frozen=True)
 class Question:
-    """A row and the ids of its question."""
+    """A row and the token ids of its question."""
 
     row: Row
     ids: list[int]
@@ -79,12 +79,13 @@ def answer_rows(
     """Answer `rows` into the output file.
 
     Args:
-        name: what to call the rows in messages.
-        prompt: the file of the model's prompt: its template asks, and `resume` compares its hash.
+        name: what messages call the rows.
+        prompt: the file of the model's prompt. Its template is put around the rows, and `resume` compares its hash.
 
     Raises:
-        UserError: a row leaves no room for an answer, `resume` finds another run's answers, or the machine fails.
-        Interrupted: SIGINT or SIGTERM came; all finished batches are saved.
+        UserError: a row leaves no room for an answer, `resume` finds the answers of another run, memory runs out, or
+            the output cannot be written.
+        Interrupted: SIGINT or SIGTERM arrived; all finished batches are saved.
     """
     report = report or JobReport()
     template = template_named(prompt.facts.template, prompt_file=config.prompt_file)
@@ -128,7 +129,7 @@ def _answer_batches(
     batches: list[list[Question]],
     report: JobReport,
 ) -> int:
-    """Answer and save batch by batch; returns how many tokens that took."""
+    """Answer and save batch by batch; return the number of tokens in the answers."""
     tokens = 0
     report.begin(len(file.answers), file.num_rows)
     try:
@@ -148,7 +149,7 @@ def _answer_batches(
 def _check_room(
     questions: Sequence[Question], base: Base, config: GenerateConfig, num_virtual_tokens: int, name: str
 ) -> None:
-    """Raise `UserError` that names the first row whose question leaves no room for its answer."""
+    """Raise a `UserError` that names the first row whose question leaves no room for its answer."""
     limit = "max_length" if config.max_new_tokens is None else "max_new_tokens"
     for question in questions:
         try:
@@ -159,10 +160,10 @@ def _check_room(
 
 
 def _largest_gap(base: Base, config: GenerateConfig, num_virtual_tokens: int) -> int | None:
-    """How much shorter than the longest row of a batch another may be.
+    """Return how many tokens shorter than the longest row of a batch another may be; None for any number.
 
-    `max_length` gives a shorter row more new tokens, and the longest, which goes on beside it, must not leave the
-    base's context.
+    With `max_length`, a shorter row may have more new tokens. The longest row of the batch is continued for as many
+    tokens, and must not exceed the base's context.
     """
     limit = context_limit(base.model)
     if limit is None or config.max_new_tokens is not None:
@@ -171,7 +172,7 @@ def _largest_gap(base: Base, config: GenerateConfig, num_virtual_tokens: int) ->
 
 
 def _recipe(questions: Sequence[Question], base: Base, config: GenerateConfig, prompt_sha256: str) -> dict[str, object]:
-    """Everything but the seed that decides the answers: facts and options."""
+    """Return the facts and options that must be the same in a resumed run; the seed is kept beside them."""
     rows = [[question.row.instruction, question.row.input, question.ids] for question in questions]
     facts = {
         "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
@@ -184,7 +185,7 @@ def _recipe(questions: Sequence[Question], base: Base, config: GenerateConfig, p
 
 
 def _require_same(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `UserError` that names, in words, the first thing that is not as it was when the answers were begun."""
+    """Raise a `UserError` that names the first option or input that differs from when the answers were begun."""
     for name, value in now["options"].items():
         was = before["options"].get(name)
         if was != value:
@@ -195,7 +196,7 @@ def _require_same(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def _open(config: GenerateConfig, recipe: dict[str, Any], num_rows: int, report: JobReport) -> AnswerFile:
-    """The file to go on with, or a fresh one; says the seed."""
+    """Open the file of the stopped run with `resume`, or else a fresh one; report the seed."""
     path = answers_path(config)
     partial = partial_path(path)
     if config.resume and partial.exists():
@@ -214,12 +215,12 @@ def _open(config: GenerateConfig, recipe: dict[str, Any], num_rows: int, report:
 
 
 def _batch_seed(seed: int, first_number: int) -> int:
-    """A batch's own seed: it does not depend on which batches this process has answered before."""
+    """Return the seed of a batch, which does not depend on the batches that this process answered before."""
     digest = hashlib.sha256(f"{seed} {first_number}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return int.from_bytes(digest[:8], "big") >> 1  # 63 bits, as `--seed` has
 
 
 def _record(row: Row, answers: list[str], config: GenerateConfig) -> dict[str, object]:
-    """One object of the output."""
+    """Return the JSON object of one row in the output."""
     question = {"instruction": row.instruction, "input": row.input}
     return question | ({"answer": answers[0]} if config.num_return_sequences == 1 else {"answers": answers})

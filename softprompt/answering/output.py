@@ -1,7 +1,7 @@
-"""The answers on disk: finished batches in `OUTPUT.partial`, and at the end the output whole, in the rows' order.
+"""The answers on disk: finished batches in `OUTPUT.partial`, and at the end the whole output in the rows' order.
 
-The first line of the partial file says whose answers it holds; every further line is one batch, synced before the
-next begins, so a crash costs the batch that was at work.
+The first line of the partial file says to which run its answers belong. Every further line is one batch, which is
+synced to disk before the next one begins, so a crash loses only the batch in progress.
 """
 
 import json
@@ -19,7 +19,7 @@ VERSION = 1
 
 
 class AnswerFile:
-    """Answers by row number, kept on disk batch by batch; `header` is the partial file's first line."""
+    """Answers by row number, which are saved batch by batch; `header` is the first line of the partial file."""
 
     def __init__(self, path: Path, header: dict, num_rows: int, answers: dict[int, list[str]]) -> None:
         self.path, self.header, self.num_rows, self.answers = path, header, num_rows, answers
@@ -27,14 +27,14 @@ class AnswerFile:
 
     @classmethod
     def start(cls, path: Path, header: dict, num_rows: int) -> "AnswerFile":
-        """A partial file without answers, in place of any that is there."""
+        """Write a partial file without answers; it replaces an earlier one."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(partial_path(path), _line({"kind": KIND, "version": VERSION} | header))
         return cls(path, header, num_rows, {})
 
     @classmethod
     def go_on(cls, path: Path, header: dict, num_rows: int) -> "AnswerFile":
-        """What a stopped run saved; a line that a crash cut short or damaged goes, with all behind it."""
+        """Read what a stopped run saved, and drop the first line that a crash damaged and all lines behind it."""
         partial = partial_path(path)
         first, *lines = partial.read_bytes().splitlines(keepends=True)
         answers: dict[int, list[str]] = {}
@@ -49,7 +49,7 @@ class AnswerFile:
         return cls(path, header, num_rows, answers)
 
     def append(self, numbers: Sequence[int], answers: Sequence[list[str]]) -> None:
-        """Save a finished batch."""
+        """Save the answers of a finished batch."""
         with self.partial.open("ab") as file:
             file.write(_line({"rows": list(numbers), "answers": list(answers)}))
             file.flush()
@@ -57,17 +57,20 @@ class AnswerFile:
         self.answers |= dict(zip(numbers, answers, strict=True))
 
     def finish(self, records: Sequence[dict]) -> None:
-        """Write the output, one object per row, and drop the partial file."""
+        """Write the output, one object per row, and delete the partial file."""
         write_atomic(self.path, b"".join(_line(record) for record in records))
         self.partial.unlink(missing_ok=True)
 
     def place(self) -> str:
-        """What is saved and how to go on."""
+        """Return the part of a message that says what is saved and how to go on."""
         return f"{len(self.answers)} of {self.num_rows} rows are answered, in {self.partial}; go on with `resume`"
 
 
 def answers_path(config: GenerateConfig) -> Path:
-    """Where the answers go: `rows.answers.jsonl` beside `rows.csv` or a folder `rows`; here for what has no path."""
+    """Return where the answers go, by default `rows.answers.jsonl` beside `rows.csv` or a folder `rows`.
+
+    For rows that have no path, such as those of a hub id, the file is in the current folder.
+    """
     if config.output_file is not None:
         return Path(config.output_file)
     name = config.instructions
@@ -82,21 +85,21 @@ def answers_path(config: GenerateConfig) -> Path:
 
 
 def partial_path(path: Path) -> Path:
-    """Where finished batches wait; the suffix keeps a folder's reader from taking them for rows."""
+    """Return the path of the partial file; by its suffix, a reader of that folder does not take it for rows."""
     return path.with_name(f"{path.name}.partial")
 
 
 def check_answer_file(config: GenerateConfig) -> None:
-    """Refuse, before anything is loaded, to replace what is already there; writes nothing.
+    """Check, before anything is loaded, that the output may be written; nothing is written here.
 
     Raises:
-        UserError: the output or a stopped run's answers exist and no flag allows to replace them, the output is no
-            place for a file, or it is what the answers are made from.
+        UserError: the output or the answers of a stopped run exist and no option allows replacing them, the output is
+            no place for a file, or it is the prompt file or among the rows.
     """
     path = answers_path(config)
     partial = partial_path(path)
     refuse_sources(path, prompt_files=[config.prompt_file], rows=config.instructions, option="instructions")
-    for each in (path, partial):  # what may be replaced follows below
+    for each in (path, partial):  # which files may be replaced is checked below
         check_output_file(each, option="output_file", replace=True)
     started = read_header(partial) if partial.exists() else None
     if config.overwrite:
@@ -110,10 +113,10 @@ def check_answer_file(config: GenerateConfig) -> None:
 
 
 def read_header(partial: Path) -> dict:
-    """The first line of a partial file.
+    """Return the first line of a partial file.
 
     Raises:
-        UserError: it is not ours, or of another version.
+        UserError: softprompt did not write the file, or another version did.
     """
     with partial.open("rb") as file:
         line = file.readline()
@@ -129,7 +132,10 @@ def read_header(partial: Path) -> dict:
 
 
 def refuse_sources(path: Path, *, prompt_files: Sequence[str], rows: str | None, option: str) -> None:
-    """Keep an output file from replacing a prompt or the rows that `flag` names, or becoming rows of their folder."""
+    """Raise `UserError` if an output file is a prompt file or among the rows, which `option` names.
+
+    A file in the folder of the rows is refused as well, since it would be read as rows the next time.
+    """
     target = path.resolve()
     if target in [Path(name).resolve() for name in prompt_files]:
         raise UserError(f"`output_file` {path}: is the `prompt_file`; name another")
@@ -140,7 +146,7 @@ def refuse_sources(path: Path, *, prompt_files: Sequence[str], rows: str | None,
 
 
 def _batch(line: bytes) -> dict[int, list[str]] | None:
-    """The answers of one line by row number; None if it is not whole."""
+    """Return the answers of one line by row number, or None if the line is damaged."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -151,5 +157,5 @@ def _batch(line: bytes) -> dict[int, list[str]] | None:
 
 
 def _line(value: dict) -> bytes:
-    """One line of JSONL, with every script readable."""
+    """Return one line of JSONL, in which no script is escaped."""
     return (json.dumps(value, ensure_ascii=False) + "\n").encode()

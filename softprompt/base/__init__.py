@@ -1,1 +1,1 @@
-"""The frozen model: find it, load it, tell which one it is."""
+"""The frozen base model: how to find it, load it and tell which one it is."""

@@ -1,4 +1,4 @@
-"""Where the base runs, and in which precision."""
+"""The device that the base runs on, and its precision."""
 
 import torch
 
@@ -7,16 +7,16 @@ from softprompt.errors import UserError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-# Narrower bases are faster in fp32 on a CPU, whose bf16 kernels are made anew for every shape that a step brings: a
-# whole default run on the shipped base, 192 wide, took 8.6 s in fp32 and 13.8 in bf16
+# Bases with a smaller hidden size are faster in fp32 on a CPU, since its bf16 kernels are made again for every new
+# shape: a whole default run on the shipped base, 192 wide, took 8.6 s in fp32 and 13.8 in bf16.
 BF16_HIDDEN_SIZE = 512
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is one, else the CPU.
+    """Turn a device name into a device; `auto` is CUDA if PyTorch sees a CUDA device, else the CPU.
 
     Raises:
-        UserError: an unknown device, or CUDA where there is none.
+        UserError: the name is not a device, the device is neither cpu nor cuda, or PyTorch does not see it.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,7 +32,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device, hidden_size: int) -> str:
-    """`auto` is bf16 where the hardware computes in it and it pays, fp16 on older CUDA cards, else fp32."""
+    """Turn a precision into fp32, bf16 or fp16.
+
+    On CUDA, `auto` is bf16 if the GPU computes in it, else fp16. On a CPU it is bf16 if the CPU computes in it and
+    `hidden_size` is at least 512, else fp32.
+    """
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -41,5 +45,5 @@ def resolve_precision(precision: str, device: torch.device, hidden_size: int) ->
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 matrices itself; emulated, they are hundreds of times slower than fp32."""
+    """Whether the CPU has instructions for bf16 matrices; without them, bf16 is hundreds of times slower than fp32."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -1,8 +1,8 @@
-"""Which base a prompt belongs to: an exact hash of the checkpoint's tensors, and a sketch that survives rounding.
+"""Which base a prompt belongs to: an exact hash of the checkpoint's tensors, and a sketch to compare after rounding.
 
-No hash of loaded weights can be equal in fp32, bf16 and fp16 and still differ between bases, so both are taken from
-the files: the hash over every value widened to fp32, the sketch from the norm and a few values of each tensor,
-256 in all or at least 4 each.
+No hash of loaded weights is equal in fp32, bf16 and fp16 and still differs between bases, so both are computed from the
+files. The hash covers every value, converted to fp32. The sketch holds the norm and a few values of each tensor: 256
+values over all tensors, but at least 4 of each.
 """
 
 import base64
@@ -31,20 +31,23 @@ from softprompt.errors import UserError
 from softprompt.system.files import write_atomic
 
 SKETCH_VALUES, MIN_PER_TENSOR = 256, 4
-CHUNK = 1 << 22  # elements widened to fp32 at a time
+CHUNK = 1 << 22  # so many elements are read and converted to fp32 at a time
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"}
 STORED = {name: dtype for dtype, name in (FLOATS | INTEGERS).items()}
-# relative rounding of one stored value, coarsest first
+# the relative rounding error of one stored value, coarsest dtype first
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
-TINY = 2.0**-24  # half of fp16's smallest subnormal step: the absolute rounding of values near zero
+TINY = 2.0**-24  # the absolute rounding error near zero
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`sha256` over the tensors as stored; `sketch` is JSON: tensor name -> [dtype, shape, base64 of fp32 values].
+    """What identifies a checkpoint.
 
-    The values are the tensor's L2 norm followed by its entries at seeded places.
+    Attributes:
+        sha256: the hash of every tensor's name, shape and values (as fp32), in the order of the names.
+        sketch: JSON: tensor name -> [dtype, shape, base64 of fp32 values]. The values are the tensor's L2 norm and then
+            its entries at indices that a seed draws.
     """
 
     sha256: str
@@ -52,7 +55,11 @@ class Fingerprint:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Fingerprint the checkpoint in `folder`; cached by the files' paths, sizes and times."""
+    """Fingerprint the checkpoint in `folder`; the result is cached under the files' paths, sizes and times.
+
+    Raises:
+        UserError: as `weight_files`.
+    """
     files = weight_files(folder)
     cache = _cache_file(files)
     try:
@@ -69,10 +76,10 @@ def fingerprint(folder: Path) -> Fingerprint:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The checkpoint's weight files: safetensors if there are any, else `pytorch_model*.bin`.
+    """The checkpoint's weight files: `model*.safetensors` if there are any, else `pytorch_model*.bin`.
 
     Raises:
-        UserError: there are none, or an index names one that is missing.
+        UserError: there are no weight files, or an index of shards is damaged or names a file that is missing.
     """
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
@@ -86,7 +93,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    """The files that an index of shards names."""
+    """The files that an index of shards names; raises `UserError` if it is not an index."""
     try:
         return sorted({index.parent / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -94,7 +101,7 @@ def _indexed_files(index: Path) -> list[Path]:
 
 
 class Likeness(enum.Enum):
-    """How far two bases are the same."""
+    """How similar two bases are."""
 
     SAME = "equal checkpoints"
     ROUNDED = "equal up to the rounding of the coarser precision"
@@ -103,17 +110,18 @@ class Likeness(enum.Enum):
 
 
 def compare_fingerprints(mine: Fingerprint, theirs: Fingerprint) -> Likeness:
-    """How far two bases are the same, as far as their fingerprints tell.
+    """Tell from two fingerprints how similar their bases are.
 
-    Equal hashes are the same base. Otherwise every tensor that both store as floats must agree in shape and, within
-    the coarser dtype's rounding, in the sketch. A difference smaller than rounding cannot be seen.
+    If the hashes are equal, so are the bases. Otherwise every tensor that both store as floats must have the same shape
+    and the same sketch, up to the rounding of both dtypes. A difference below the rounding goes unnoticed, and so does
+    one outside the sketched values that leaves the norm alike.
     """
     if mine.sha256 == theirs.sha256:
         return Likeness.SAME
     left, right = json.loads(mine.sketch), json.loads(theirs.sketch)
     quantised = any(not _is_float(side) for side in (left, right))
     shared = [name for name in left.keys() & right.keys() if _is_float({0: left[name], 1: right[name]})]
-    # a tied head may be stored or not
+    # a checkpoint may store a tied LM head or leave it out
     unmatched = (left.keys() ^ right.keys()) - {"lm_head.weight"}
     if not shared or (unmatched and not quantised) or not all(_agree(left[n], right[n]) for n in shared):
         return Likeness.OTHER
@@ -121,9 +129,9 @@ def compare_fingerprints(mine: Fingerprint, theirs: Fingerprint) -> Likeness:
 
 
 def _compute(files: list[Path]) -> Fingerprint:
-    """One pass over all tensors in the order of their names.
+    """Read all tensors once, in the order of their names, for the hash and the sketch.
 
-    The sketch drops the prefix that saving with transformers adds: BLOOM's original files have `h.0...`.
+    The sketch drops the prefix that saving with transformers adds to names: BLOOM's original files have `h.0...`.
     """
     whole, sketch = hashlib.sha256(), {}
     stored = _stored_tensors(files)
@@ -147,7 +155,7 @@ def _compute(files: list[Path]) -> Fingerprint:
 
 
 def _places(name: str, numel: int, count: int) -> Tensor:
-    """Indices into a flat tensor, the same for every checkpoint of an architecture."""
+    """Indices into a flat tensor, int64 `[min(count, numel)]`, equal for all checkpoints of an architecture."""
     digest = hashlib.sha256(name.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return torch.randint(max(numel, 1), (min(count, numel),), generator=generator)
@@ -155,7 +163,7 @@ def _places(name: str, numel: int, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor in a file: dtype as safetensors spells it, shape, and its values in order, a few at a time."""
+    """A tensor in a file: its dtype as safetensors spells it, its shape, and a function that reads it in chunks."""
 
     dtype: str
     shape: list[int]
@@ -163,7 +171,7 @@ class _Stored:
 
 
 def _stored_tensors(files: list[Path]) -> dict[str, _Stored]:
-    """Every tensor of a checkpoint by its name; nothing is read before its chunks are."""
+    """Every tensor of a checkpoint by its name; values are read only when `chunks` is called."""
     return {
         name: tensor
         for file in files
@@ -172,7 +180,10 @@ def _stored_tensors(files: list[Path]) -> dict[str, _Stored]:
 
 
 def _safetensors(file: Path) -> dict[str, _Stored]:
-    """Read with plain reads: pages of a mapped file count as memory of the process as long as it is open."""
+    """The tensors of a safetensors file, which is read and not mapped.
+
+    The pages of a mapped file would count as memory of the process for as long as the file is open.
+    """
     with file.open("rb") as opened:
         (size,) = struct.unpack("<Q", opened.read(8))
         header = json.loads(opened.read(size))
@@ -186,7 +197,7 @@ def _safetensors(file: Path) -> dict[str, _Stored]:
 
 
 def _read_chunks(file: Path, name: str, dtype: str, begin: int, end: int) -> Iterator[Tensor]:
-    """The values between two offsets of a file; unusual dtypes are left to safetensors."""
+    """Read the values between two byte offsets of a file in chunks; safetensors reads dtypes that are not `STORED`."""
     if dtype not in STORED:
         with safe_open(file, "pt") as opened:
             yield from opened.get_tensor(name).reshape(-1).split(CHUNK)
@@ -207,16 +218,16 @@ def _pickled(file: Path) -> dict[str, _Stored]:
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:
-    """A pickled checkpoint, tensors only and not read before they are used."""
+    """Load a pickled checkpoint, tensors only; a file in torch's zip format is mapped and read when it is used."""
     return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
 
 
 def _cache_file(files: list[Path]) -> Path:
-    """Where the result for exactly these files is kept."""
+    """The path of the cached fingerprint of exactly these files."""
     stats = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     key = hashlib.sha256(json.dumps([2, stats]).encode()).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if root.startswith("~"):  # a user without a home
+    if root.startswith("~"):  # the user has no home folder
         root = tempfile.gettempdir()
     return Path(root) / "softprompt" / f"fingerprint-{key[:32]}.json"
 
@@ -226,16 +237,20 @@ def _is_float(sketch: dict) -> bool:
 
 
 def _agree(left: list, right: list) -> bool:
-    """Whether two sketches of one tensor are equal up to the rounding of both precisions."""
+    """Whether two sketches of one tensor have the same shape, and values equal up to the rounding of both dtypes."""
     if left[1] != right[1]:
         return False
     a, b = _unpack(left[2]), _unpack(right[2])
-    rounding = _rounding(a[1:]) + _rounding(b[1:])  # two ways of rounding to bf16 may end a whole step apart
+    rounding = _rounding(a[1:]) + _rounding(b[1:])  # two ways of rounding to bf16 may differ by a whole step
+    # the values per tensor depend on the number of tensors, which a stored tied head changes: zip stops at the shorter
     return all(abs(x - y) <= rounding * max(abs(x), abs(y)) + TINY for x, y in zip(a, b, strict=False))
 
 
 def _rounding(values: tuple[float, ...]) -> float:
-    """Rounding of the coarsest dtype that holds all values exactly: an fp32 file may have come from a bf16 one."""
+    """The rounding error of the coarsest dtype that holds all values exactly.
+
+    The file's own dtype does not tell, since an fp32 file may hold the values of a bf16 one.
+    """
     exact = torch.tensor(values)
     return next(step for dtype, step in ROUNDING.items() if torch.equal(exact.to(dtype).float(), exact))
 
@@ -249,7 +264,10 @@ PROBE = "Human: 1 + 2 = 3？\n你好, tokenizer! été\n\nAssistant: "
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of the vocabulary and of how it cuts a sample; unlike the files', it survives saving by another version."""
+    """The SHA-256 of the vocabulary, the eos id and the ids of a sample text.
+
+    Unlike a hash of the tokenizer's files, it stays the same when another version of transformers saves them.
+    """
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     content = [vocab, tokenizer.eos_token_id, encode_text(PROBE, tokenizer)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

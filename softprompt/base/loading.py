@@ -1,4 +1,4 @@
-"""The frozen base: find it, load it in one precision on one device, and say which base it is."""
+"""Find the frozen base, load it in one precision on one device, and describe it for the prompt file."""
 
 import functools
 import json
@@ -33,7 +33,15 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.mo
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base. `fingerprint` may still be at work: large checkpoints are hashed beside the loading."""
+    """A loaded base with its tokenizer.
+
+    Attributes:
+        name: `builtin:...`, a hub id or a folder, as it was given.
+        revision: the commit on the hub, or "".
+        precision: fp32, bf16 or fp16.
+        notes: remarks for the user.
+        pending_fingerprint: the checkpoint's hash, which a thread computes while the model is loaded and used.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -46,18 +54,18 @@ class Base:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Waits for the hash if it is not done."""
+        """The fingerprint of the checkpoint; this waits until it is computed."""
         return self.pending_fingerprint.result()
 
     @property
     def pad_token_id(self) -> int:
-        """Any id will do behind a text; the eos id where the tokenizer has no pad token."""
+        """The tokenizer's pad id, or its eos id if it has none; pads are masked, so any id would do."""
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
     @functools.cached_property
     def metadata(self) -> dict[str, str]:
-        """What a prompt file says of its base."""
+        """What a prompt file says about its base."""
         return {
             "base": self.name,
             "base_revision": self.revision,
@@ -72,11 +80,12 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
     """Load `builtin:...`, a folder or a hub id as a causal LM in eval mode.
 
     Args:
-        revision: commit of a hub id; None is the newest.
+        revision: the commit of a hub id; None is the newest.
         precision: fp32, bf16, fp16 or auto (see `resolve_precision`).
 
     Raises:
-        UserError: nothing there, no weights, tensors missing, no tokenizer, or not a causal LM.
+        UserError: there is no such model, it is not a causal LM, it needs Python code of its own, its tokenizer is
+            missing or has no eos token, or its weights are missing, unreadable or incomplete.
     """
     folder, revision = _locate(name, revision)
     config = _read_config(folder, name)
@@ -95,7 +104,7 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
 
 
 def require_known_ids(base: Base, ids: Iterable[int]) -> None:
-    """Raise `UserError` if the tokenizer gives ids, or an eos id, that the base has no embedding for."""
+    """Raise `UserError` if one of `ids`, or the tokenizer's eos or pad id, has no row in the base's embedding."""
     size = len(embedding_weight(base.model.get_input_embeddings()))
     largest = max(base.tokenizer.eos_token_id, base.pad_token_id, *ids)
     if largest >= size:
@@ -103,7 +112,7 @@ def require_known_ids(base: Base, ids: Iterable[int]) -> None:
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str]:
-    """Folder and revision of a base; local folders have no revision."""
+    """Find the folder and the revision of a base; only a hub id has a revision, for all others it is ""."""
     if sources.is_builtin(name):
         return sources.model_folder(name), ""
     if not sources.is_path(name):
@@ -116,9 +125,9 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
 
 
 def _read_config(folder: Path, name: str) -> PretrainedConfig:
-    """The config of a causal LM, whose attention is transformers' own choice.
+    """Read the config of a causal LM, without the attention kernel that it may name.
 
-    A config may name an attention kernel, and transformers would fetch one from the hub, so that name is dropped.
+    transformers would fetch such a kernel from the hub. Without the name it chooses one of its own.
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -136,9 +145,9 @@ def _read_config(folder: Path, name: str) -> PretrainedConfig:
 
 
 def _refuse_own_code(config_file: Path, name: str) -> None:
-    """Raise `UserError` if a config file points to Python code beside it: the reason why transformers gave up on it.
+    """Raise `UserError` if a config file needs Python code beside it, which is then why transformers refused the file.
 
-    Such code would run with the user's rights, so softprompt loads only what transformers itself knows.
+    Such code would run with the user's rights, so softprompt only loads architectures that transformers itself has.
     """
     try:
         own_code = json.loads(config_file.read_text("utf-8")).get("auto_map")
@@ -152,7 +161,7 @@ def _refuse_own_code(config_file: Path, name: str) -> None:
 
 
 def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, with an eos token."""
+    """Load the tokenizer and check that it has an eos token."""
     if not any((folder / file).exists() for file in TOKENIZER_FILES):
         raise UserError(f"`model` {name}: no tokenizer there (tokenizer.json); save one beside the weights")
     try:
@@ -166,7 +175,7 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
 
 
 def _load_model(folder: Path, config: PretrainedConfig, dtype: torch.dtype, name: str) -> PreTrainedModel:
-    """The model with every tensor from the checkpoint, in eval mode."""
+    """Load the model in eval mode and check that the checkpoint had every tensor, in the right shape."""
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -181,7 +190,7 @@ def _load_model(folder: Path, config: PretrainedConfig, dtype: torch.dtype, name
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"`model` {name}: its weights cannot be loaded ({reason})") from error
-    model, info = loaded  # a pair because of `output_loading_info`, which the annotation does not know
+    model, info = loaded  # `output_loading_info` makes it a pair, which transformers' annotation does not say
     lacking = sorted(info["missing_keys"])
     if lacking:
         raise UserError(f"`model` {name}: its weights lack {len(lacking)} tensors, the first {lacking[0]}")

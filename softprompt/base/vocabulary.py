@@ -1,10 +1,10 @@
-"""The vocabulary's matrix of a base."""
+"""The embedding matrix of a base's vocabulary."""
 
 from torch import Tensor, nn
 
 
 def embedding_weight(token_embedding: nn.Module) -> Tensor:
-    """The weight `[V, H]` of a token embedding; the module itself may give scaled rows of it (Gemma)."""
+    """The weight `[V, H]` of a token embedding; calling the module may return scaled rows of it (Gemma)."""
     weight = token_embedding.weight
-    assert isinstance(weight, Tensor)  # a module's attribute could be another module
+    assert isinstance(weight, Tensor)  # for type checkers, an attribute of a module could also be another module
     return weight

@@ -1,1 +1,1 @@
-"""Words in, text out: the commands."""
+"""The commands: each reads its command line and prints text."""

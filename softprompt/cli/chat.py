@@ -11,7 +11,7 @@ from softprompt.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt chat") -> None:
-    """Ask until the input ends."""
+    """Answer the lines of standard input until it ends."""
     config = parse(ChatConfig, argv, prog=prog, description=__doc__, positional="prompt_file")
     model, base, file = load_prompted_base(config)
 
@@ -27,14 +27,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt chat") -> No
             if not is_unicode(line):
                 raise UserError("the line is not UTF-8 text")
             check_question(model, base, config, template.question(line))
-            # a seed of its own for every line: the same question asked again is answered anew
+            # every line has a seed of its own, so a question that is asked again gets a new answer
             print_answers(model, base.tokenizer, config, template, seed=(seed + number) % 2**63, instruction=line)
-        except UserError as error:  # one long line does not end the talk
+        except UserError as error:  # a line that is refused does not end the chat
             print(flags_in(f"softprompt chat: {error}"), file=sys.stderr, flush=True)
 
 
 def _questions() -> Iterator[str]:
-    """Lines of standard input that hold something; at a terminal, with a prompt until Ctrl-D."""
+    """Yield the lines of standard input that are not blank; at a terminal, ask for each with `> ` until Ctrl-D."""
     if sys.stdin is None:
         raise UserError("there is no standard input to read questions from")
     interactive = sys.stdin.isatty()

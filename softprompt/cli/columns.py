@@ -5,22 +5,23 @@ from collections.abc import Iterable
 
 
 def display_width(text: str) -> int:
-    """Columns that `text` takes."""
+    """Return how many columns `text` takes."""
     return sum(_width(character) for character in text)
 
 
 def fit(text: str, columns: int) -> str:
-    """`text` in exactly so many columns: padded on the right, or cut and ended with dots."""
+    """Return `text` in exactly `columns` columns: padded on the right, or cut and ended with dots."""
     if display_width(text) > columns:
         text = _head(text, columns - 3) + "..."
     return text + " " * (columns - display_width(text))
 
 
 def wrap(text: str, columns: int) -> list[str]:
-    """Lines of at most so many columns, broken at spaces where there are any."""
+    """Break `text` into lines of at most `columns` columns, at spaces where there are any."""
     lines = []
     while display_width(text) > columns:
         head = _head(text, columns)
+        # a line that ends right before a space is whole; else it ends at its last space, or is cut if it has none
         at_space = head if text[len(head)] == " " else head.rpartition(" ")[0]
         line = at_space or head
         lines.append(line.rstrip())
@@ -29,7 +30,7 @@ def wrap(text: str, columns: int) -> list[str]:
 
 
 def fields(pairs: Iterable[tuple[str, str]], *, columns: int) -> str:
-    """Names on the left, what belongs to them aligned and wrapped on the right."""
+    """Return lines with the names on the left and their texts, aligned and wrapped, on the right."""
     pairs = list(pairs)
     margin = max(display_width(name) for name, _ in pairs) + 4
     lines = []
@@ -40,12 +41,12 @@ def fields(pairs: Iterable[tuple[str, str]], *, columns: int) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` as it is if it shows, else with line breaks and the like escaped."""
+    """Return `text` unchanged if it is printable, else with line breaks and the like escaped."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _head(text: str, columns: int) -> str:
-    """As much of the beginning as fits."""
+    """Return as much of the beginning of `text` as fits into `columns` columns."""
     taken = 0
     for place, character in enumerate(text):
         taken += _width(character)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -> None:
-    """Compare as the command line says: what is scored, a table, and the output file if one is named."""
+    """Print what is scored and the table of figures, and write the output file if one is named."""
     config = parse(EvaluateConfig, argv, prog=prog, description=__doc__, positional="prompt_file")
 
     from tqdm import tqdm
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     check_fit(eval_set, sides, base, max_new_tokens=config.max_new_tokens)
     notes += notes_on_seen_rows(files, eval_set.encoded)
     scored = describe_split(f"`data` {chosen.name}", EncodedSplit(eval_set.encoded, eval_set.skipped))
-    # a text that the user wrote keeps its backticks
+    # the note on the text prompt quotes the user's own text, whose backticks stay
     notes = [note if note.startswith(TEXT_PROMPT) else flags_in(note) for note in notes]
     print(describe_base(base), flags_in(scored), *notes, sep="\n", flush=True)
 
@@ -72,14 +72,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
         return
     try:
         write_output(Path(config.output_file), to_json(outcomes, figures, eval_set, base, config))
-    finally:  # the table is not lost with a full disk, nor the file with a reader who goes away
+    finally:  # a full disk does not lose the table, and a closed stdout does not lose the file
         print(table, flush=True)
     print(f"figures and rows written to {config.output_file}")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rows to score, what to call them, and, if a run folder named them, that run's splits and cut."""
+    """The rows to score and their name in messages; `splits` and `max_length` are those of the run that named them."""
 
     rows: "list[Row]"
     name: str
@@ -88,11 +88,11 @@ class Chosen:
 
 
 def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
-    """The rows of `--data`, or those that the first prompt's run did not train on.
+    """Return the rows of `--data` or, without it, rows that the first prompt's run did not train on.
 
     Raises:
-        UserError: no data is named, and the prompt's run folder is not there, is another run's or names none; or the
-            output file is among the rows that it names.
+        UserError: no data is named, and the prompt's run folder is missing, belongs to another run or names no rows;
+            or the output file is among the rows that it names.
     """
     from softprompt.answering.output import refuse_sources
     from softprompt.data.splits import load_split, load_splits
@@ -126,12 +126,12 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
 
 
 def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, prompt_file: str) -> None:
-    """Refuse rows whose files have changed since the prompt's run, which may have trained on what they say now.
+    """Refuse rows whose files have changed since the prompt's run, which may have trained on rows held out now.
 
-    Ids are compared, so with another tokenizer there is nothing to compare.
+    Token ids are compared, so with another tokenizer nothing can be compared, and the rows are accepted.
 
     Raises:
-        UserError: the rows are others than those of the run.
+        UserError: the rows are not those of the run.
     """
     from softprompt.base.fingerprint import tokenizer_sha256
     from softprompt.data.row_hashes import rows_sha256
@@ -148,10 +148,11 @@ def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, pro
 
 
 def check_output(config: EvaluateConfig) -> None:
-    """Refuse, before anything is loaded, to replace what is already there; writes nothing.
+    """Check, before anything is loaded, that the output file may be written; nothing is written here.
 
     Raises:
-        UserError: the output exists without `--overwrite`, is no place for a file, or is a prompt or among the rows.
+        UserError: the output exists without `--overwrite`, is no place for a file, is a prompt file, or is among the
+            rows.
     """
     if config.output_file is None:
         return
@@ -163,6 +164,6 @@ def check_output(config: EvaluateConfig) -> None:
 
 
 def write_output(path: Path, content: dict[str, object]) -> None:
-    """Write JSON with every script readable; folders on the way are made."""
+    """Write `content` as JSON in which no script is escaped; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode())

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from softprompt.engine.model import SoftPromptModel
     from softprompt.prompt.file import PromptFile
 
-# the tutorial's question, for bases trained on text at large
+# the tutorial's question in Chinese and English, for bases trained on general text
 TUTORIAL_QUESTIONS = ("考试有哪些技巧？", "What are the tips for the exam?")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt generate") -> None:
-    """Generate as the command line says: answers on stdout or in the output file, everything else on stderr."""
+    """Put the answers on stdout or into the output file, and everything else on stderr."""
     config = parse(GenerateConfig, argv, prog=prog, description=__doc__, positional="instruction")
     if config.instructions is None:
         answer_one(config)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt generate") -
 
 
 def answer_one(config: GenerateConfig) -> None:
-    """Check that the question fits, and print seed, question and answers."""
+    """Check that the question fits, and print the seed, the question and the answers."""
     instruction = read_standard_input() if config.instruction == "-" else config.instruction
     if instruction is not None and not instruction.strip():
         raise UserError("`instruction`: the question is empty; type one, or leave the flag out for a sample question")
@@ -70,7 +70,7 @@ def answer_many(config: GenerateConfig) -> None:
 
 
 def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, PromptFile]":
-    """The prompt file, the base it was made for, and the model of both; notes on them go to stderr."""
+    """Return the base with the prompt in front, the base, and the prompt file; notes on them go to stderr."""
     from softprompt.base.device import resolve_device
     from softprompt.engine.model import SoftPromptModel
     from softprompt.prompt.embedding import SoftPromptEmbedding
@@ -91,7 +91,7 @@ def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, Prom
 
 
 def check_question(model: "SoftPromptModel", base: "Base", config: ChatConfig, question: str) -> None:
-    """Raise `UserError` for ids that the base does not know, or a question that leaves no room for an answer."""
+    """Raise `UserError` if the base has no embedding for an id, or if the question leaves no room for an answer."""
     from softprompt.answering.batch import new_token_budget
     from softprompt.base.loading import require_known_ids
     from softprompt.data.encoding import encode_text
@@ -105,7 +105,7 @@ def check_question(model: "SoftPromptModel", base: "Base", config: ChatConfig, q
 
 
 def sides_of(model: "SoftPromptModel", compare: bool) -> list:
-    """What answers: the model with the prompt, and for a comparison the base beneath it, each with its title."""
+    """Return the models that answer, each with its title: the one with the prompt, and to compare also the base."""
     return [("with the prompt", model), ("without the prompt", model.base_model)] if compare else [("", model)]
 
 
@@ -119,7 +119,7 @@ def print_answers(
     instruction: str,
     input: str = "",
 ) -> None:
-    """Print the answers to stdout, as they come if it is a terminal."""
+    """Print the answers to stdout; at a terminal, a single answer is printed token by token."""
     import torch
     from transformers.generation.streamers import TextStreamer
 
@@ -136,9 +136,9 @@ def print_answers(
 
 
 def sample_question(base_name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """What to ask when nothing is asked: of the shipped base's world, else the tutorial's question.
+    """Return the question for a user who gives none: one that the shipped base knows, else the tutorial's question.
 
-    In Chinese if the tokenizer spends at most a token per character on it, which says that it was made for Chinese.
+    The latter is in Chinese if the tokenizer needs at most one token per character of it, as those made for Chinese do.
     """
     from softprompt.data.encoding import encode_text
     from softprompt.system import sources
@@ -150,7 +150,7 @@ def sample_question(base_name: str, tokenizer: "PreTrainedTokenizerBase") -> str
 
 
 def read_standard_input() -> str:
-    """All of standard input, as UTF-8 whatever the locale."""
+    """Read all of standard input, as UTF-8 whatever the locale."""
     if sys.stdin is None:
         raise UserError("`instruction` -: there is no standard input")
     try:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from softprompt.base.loading import Base
     from softprompt.prompt.file import PromptFile
 
-TOKEN_COLUMNS, GAP = 14, 2  # of a token in the table, where longer ones are cut, and in front of it
-# of what the metadata say of the training; what else there is follows
+TOKEN_COLUMNS, GAP = 14, 2  # columns of a token in the table, where longer ones are cut, and in front of it
+# the order in which the metadata of the training are shown; others follow
 SUMMARY = (
     "steps", "rows", "rows_per_step", "optim", "learning_rate", "seed", "train_loss", "held_out_rows",
     "held_out_loss", "without_prompt", "initial_prompt", "trained_prompt",
@@ -30,7 +30,7 @@ SUMMARY = (
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt inspect") -> None:
-    """Inspect as the command line says: the report on stdout, notes on stderr."""
+    """Print the report on stdout and notes on stderr."""
     config = parse(InspectConfig, argv, prog=prog, description=__doc__, positional="prompt_file")
     check_plot(config)
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt inspect") ->
 
 
 def check_plot(config: InspectConfig) -> None:
-    """Refuse, before anything is loaded, a plot that cannot be drawn or written."""
+    """Raise `UserError`, before anything is loaded, if the plot cannot be drawn or written."""
     if config.plot is None:
         return
     check_output_file(Path(config.plot), option="plot", replace=config.overwrite)
@@ -63,7 +63,7 @@ def check_plot(config: InspectConfig) -> None:
 
 
 def load_base_of(file: "PromptFile", config: InspectConfig) -> "tuple[Base, bool]":
-    """The base that the prompt is compared with, and whether the prompt was trained on it."""
+    """Return the base that the prompt is compared with, and whether the prompt was trained on it."""
     import torch
 
     from softprompt.prompt.fit import check_same_base, load_prompt_base
@@ -83,7 +83,7 @@ def load_base_of(file: "PromptFile", config: InspectConfig) -> "tuple[Base, bool
 
 
 def describe_file(path: str, file: "PromptFile", *, columns: int) -> str:
-    """Path, shape, size, and what the metadata say."""
+    """Return the lines with path, shape and size of the file, and its metadata."""
     (count, width), facts = file.weight.shape, file.facts
     pairs = [
         ("shape", f"{count} x {width} (virtual tokens P x hidden size H)"),
@@ -101,7 +101,7 @@ def describe_file(path: str, file: "PromptFile", *, columns: int) -> str:
 
 
 def describe_vectors(file: "PromptFile", base: "Base", *, num_nearest: int, is_own_base: bool, columns: int) -> str:
-    """Norms, and for each virtual token its nearest vocabulary tokens and its movement."""
+    """Return the lines with the norms and, for each virtual token, its nearest vocabulary tokens and its movement."""
     from softprompt.analysis.vectors import nearest_tokens, token_text, vocabulary_rms
     from softprompt.base.vocabulary import embedding_weight
     from softprompt.prompt.embedding import rms
@@ -131,7 +131,7 @@ def describe_vectors(file: "PromptFile", base: "Base", *, num_nearest: int, is_o
 
 
 def describe_curve(curve: "Curve | None", training: dict[str, Any], config: InspectConfig, *, columns: int) -> str:
-    """Where the curve is from, or where it was looked for, and what in it is odd."""
+    """Return the lines that say where the curve is from, or where it was looked for, and what is odd about it."""
     from softprompt.analysis.curve import held_out_loss, metrics_file_of
 
     if curve is None:
@@ -149,7 +149,7 @@ def describe_curve(curve: "Curve | None", training: dict[str, Any], config: Insp
 
 
 def draw(curve: "Curve", config: InspectConfig) -> None:
-    """The curve as a PNG, or in the terminal without `--plot`."""
+    """Write the curve as a PNG, or without `--plot` print it as characters."""
     from softprompt.analysis.chart import png_bytes, text_chart
 
     if config.plot is None:
@@ -162,7 +162,7 @@ def draw(curve: "Curve", config: InspectConfig) -> None:
 
 
 def _token_table(weight: "Tensor", start: "Tensor | None", nearest: list[list[tuple[str, float]]], columns: int) -> str:
-    """One virtual token a line, with more lines where its nearest tokens need them."""
+    """Return a table with a line for each virtual token, and more lines where its nearest tokens need them."""
     moved = "" if start is None else f"{'moved':>9}{'relative':>10}"
     lines = [f"token{'norm':>9}{moved}{'':{GAP}}nearest vocabulary tokens, cosine"]
     for place, vector in enumerate(weight):
@@ -179,7 +179,7 @@ def _token_table(weight: "Tensor", start: "Tensor | None", nearest: list[list[tu
 
 
 def _value(value: object) -> str:
-    """A value of the training summary, whatever it is."""
+    """Format a value of the training summary, of whatever type it is."""
     if isinstance(value, dict):
         known = [(name, inner) for name, inner in _in_order(value) if inner is not None]
         return ", ".join(f"{visible(str(name)).replace('_', ' ')} {_value(inner)}" for name, inner in known) or "none"
@@ -191,5 +191,5 @@ def _value(value: object) -> str:
 
 
 def _in_order(summary: dict[str, object]) -> list[tuple[str, object]]:
-    """Items with the known names first, in the order of `SUMMARY`."""
+    """Return the items with the names of `SUMMARY` first, in its order."""
     return sorted(summary.items(), key=lambda item: SUMMARY.index(item[0]) if item[0] in SUMMARY else len(SUMMARY))

@@ -1,4 +1,4 @@
-"""A command as a program: its exit status, its one line of complaint, and what the user types for another command."""
+"""A command as a program: its exit status, its one-line error, and what the user types for another command."""
 
 import gc
 import shlex
@@ -13,14 +13,17 @@ from softprompt.errors import Interrupted, UserError
 from softprompt.system.process import drop_output, is_out_of_memory, silence_libraries
 
 MEMORY_ADVICE = "try `gradient_checkpointing`, a smaller `per_device_train_batch_size` or `max_length`"
-DOORS = {"train": "train.py", "generate": "generate.py"}  # scripts beside the package that open these commands
+DOORS = {"train": "train.py", "generate": "generate.py"}  # scripts beside the package that start these commands
 
 
 def run(main: Callable[[], None], *, prog: str) -> int:
-    """Call `main` and return the exit status: 0, 1 (our bug), 2 (input or machine), or 128 + the signal."""
+    """Call `main` and return the exit status: 0, 2 for wrong input or a failing machine, or 128 + the signal.
+
+    An exception that is a bug of ours passes through, so Python shows its traceback and exits with 1.
+    """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _raise_interrupted)
-    gc.disable()  # until `settle`: walking over what the imports make, all of it alive, took 0.4 of 3.4 s
+    gc.disable()  # until `settle`: to scan what the imports create, all of it in use, took 0.4 of 3.4 s
     try:
         main()
         sys.stdout.flush()
@@ -41,9 +44,9 @@ def run(main: Callable[[], None], *, prog: str) -> int:
 
 
 def settle() -> None:
-    """Everything is imported: leave the screen to softprompt, and what was imported out of garbage collection.
+    """Silence the libraries until the process ends, and leave what was imported out of garbage collection.
 
-    The libraries stay quiet until the process ends.
+    A command calls this once, when everything is imported.
     """
     silence_libraries()
     gc.freeze()
@@ -51,10 +54,10 @@ def settle() -> None:
 
 
 def typed(command: str, started_as: str | None = None) -> str:
-    """What the user types for another command: `softprompt generate`, or as this process was started.
+    """Return what the user types for another command: `softprompt generate`, or the way this process was started.
 
     Args:
-        started_as: the first word of the command line (default: this process's).
+        started_as: the first word of the command line; None takes that of this process.
     """
     started = Path(sys.argv[0] if started_as is None else started_as)
     if started.name == "__main__.py":
@@ -70,7 +73,7 @@ def _raise_interrupted(signum: int, frame: object) -> NoReturn:
 
 
 def _one_line(error: BaseException) -> str:
-    """The message with the file of an `OSError` in front and no line breaks."""
+    """Return the message without line breaks, and for an `OSError` with the file in front."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"
@@ -78,6 +81,6 @@ def _one_line(error: BaseException) -> str:
 
 
 def _say(prog: str, message: str, status: int) -> int:
-    """Print one line to stderr, options spelled as flags, and hand the status back."""
+    """Print one line to stderr, in which options are spelled as flags, and return `status`."""
     print(flags_in(f"{prog}: {message}"), file=sys.stderr, flush=True)
     return status

@@ -10,7 +10,7 @@ from softprompt.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt sweep") -> None:
-    """Search as the command line says."""
+    """Search, and print every trial, the best one, and the command that trains it alone."""
     config = parse(SweepConfig, argv, prog=prog, description=__doc__)
 
     from softprompt.cli.terminal import TerminalSweepReport
@@ -36,10 +36,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt sweep") -> N
 
 
 def check_outputs(config: SweepConfig) -> None:
-    """Refuse, before anything is loaded, to replace what is already there; writes nothing.
+    """Check, before anything is loaded, that the search may write its outputs; nothing is written here.
 
     Raises:
-        UserError: the prompt file or the sweep folder exists and no flag allows to replace it, or cannot be written.
+        UserError: the prompt file or the sweep folder exists and no option allows replacing it, it cannot be written,
+            or the sweep folder holds files that no sweep wrote.
     """
     from softprompt.training.checkpoint import check_places
     from softprompt.training.sweep import RECIPE_NAME

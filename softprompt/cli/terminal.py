@@ -1,4 +1,4 @@
-"""How a run, a search and a file of questions look on a terminal: one bar on stderr, plain lines on stdout."""
+"""How a run, a search and a file of questions look on a terminal: a progress bar on stderr, and plain lines."""
 
 import shutil
 import sys
@@ -6,26 +6,27 @@ from typing import Any
 
 from tqdm import tqdm
 
+from softprompt.analysis.table import three_digits
 from softprompt.answering.job import JobReport
-from softprompt.cli.text import describe_evaluation, describe_step, describe_trial, three_digits
+from softprompt.cli.text import describe_evaluation, describe_step, describe_trial
 from softprompt.config.options import flags_in
 from softprompt.system.process import drop_output
 from softprompt.training.report import BarReport
 from softprompt.training.run_log import EvaluationRecord, StepRecord
 from softprompt.training.sweep import SweepReport, TrialResult
 
-REDIRECTED_WIDTH = 100  # columns of a table in a file or a pipe
+REDIRECTED_WIDTH = 100  # columns of tables where stdout is a file or a pipe
 
 
 def screen_width() -> int:
-    """Columns for tables: the terminal's, within sense, or a fixed number where stdout is none."""
+    """Return the width of tables in columns: the terminal's, from 60 to 160, or a fixed one without a terminal."""
     if not sys.stdout.isatty():
         return REDIRECTED_WIDTH
     return min(max(shutil.get_terminal_size((REDIRECTED_WIDTH, 24)).columns, 60), 160)
 
 
 def say(line: str) -> None:
-    """One line on stdout, above a bar if there is one; a run does not end because nobody reads it."""
+    """Print one line on stdout, above the bar if there is one; a run goes on if nobody reads stdout any more."""
     try:
         tqdm.write(flags_in(line), file=sys.stdout)
         sys.stdout.flush()
@@ -34,10 +35,10 @@ def say(line: str) -> None:
 
 
 class TerminalReport(BarReport):
-    """The bar of a training run, and a line for every window of steps and every evaluation."""
+    """Shows the bar of a training run, and prints a line for every window of steps and every evaluation."""
 
     def logged(self, record: StepRecord, total_steps: int) -> None:
-        # a terminal of 80 columns holds the line with the short unit
+        # with the short unit, the line fits into a terminal of 80 columns
         unit = {"unit": "tok/s"} if sys.stdout.isatty() else {}
         say(describe_step(record, total_steps, **unit))
 
@@ -49,7 +50,7 @@ class TerminalReport(BarReport):
 
 
 class TerminalSweepReport(SweepReport):
-    """One bar over the steps of all trials, and a table with a row for every trial."""
+    """Shows one bar over the steps of all trials, and prints a table with a line for every trial."""
 
     bar: Any = None
 
@@ -63,7 +64,9 @@ class TerminalSweepReport(SweepReport):
         self.bar.set_postfix({"loss": three_digits(loss)}, refresh=False)
         self.bar.update()
 
-    def trial(self, result: TrialResult) -> None:
+    def trial(self, result: TrialResult, steps_done: int) -> None:
+        # steps that an earlier run took, or that a diverged trial left out, are counted here
+        self.bar.update(steps_done - self.bar.n)
         say(describe_trial(result))
 
     def end(self) -> None:
@@ -71,7 +74,7 @@ class TerminalSweepReport(SweepReport):
 
 
 class TerminalJobReport(JobReport):
-    """A bar over the rows of a file of questions; lines go to stderr, since stdout is for answers."""
+    """Shows a bar over the rows of a file of questions; lines go to stderr, since stdout is for answers."""
 
     bar: Any = None
 

@@ -1,4 +1,4 @@
-"""What the commands say about a run, as text; nothing is computed or printed here."""
+"""The text in which the commands describe a run; nothing is printed here."""
 
 import math
 import shlex
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.analysis.statistics import exact_match
+from softprompt.analysis.table import three_digits
 from softprompt.base.loading import Base
 from softprompt.cli.program import typed
 from softprompt.config.commands import TrainConfig
@@ -33,20 +34,15 @@ PROMPTS = {
 SPLITS = {"eval": "held-out", "test": "test"}
 
 
-def three_digits(value: float) -> str:
-    """A loss with three significant digits: 0.0412, 1.23, 17.3."""
-    return f"{value:#.3g}".rstrip(".")
-
-
 def describe_base(base: Base) -> str:
-    """Name, class, size, precision and device of the base, and how it was read if that is unusual."""
+    """Describe the base: its name, class, size, precision and device, and how it was read if that is unusual."""
     size = sum(parameter.numel() for parameter in base.model.parameters())
     what = f"base: {base.name} ({type(base.model).__name__}, {size:,} parameters, {base.precision}, {base.device})"
     return "\n".join([what, *(f"note: {note}" for note in base.notes)])
 
 
 def describe_shape(model: SoftPromptModel) -> str:
-    """The model's shape in one line: the prompt in front of the base's layers."""
+    """Describe the model's shape in one line: the prompt in front of the base's layers."""
     prompt, config = model.soft_prompt, model.base_model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", "?")
     return (
@@ -56,18 +52,18 @@ def describe_shape(model: SoftPromptModel) -> str:
 
 
 def describe_rows(rows: EncodedSplits, data: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """How many rows there are in each split, with flags for options, and what the first one looks like, as it is."""
+    """Say how many rows each split has, and show the first row to train on."""
     lines = [describe_split(f"`data` {data}", rows.train), describe_split("held out", rows.held_out)]
     if rows.test.rows or rows.test.skipped or rows.test.copies:
         lines.append(describe_split("test", rows.test))
-    lines = [flags_in(line) for line in lines]  # but for the rows, whose own backticks stay
+    lines = [flags_in(line) for line in lines]  # not in the row below, whose own backticks stay
     if rows.train_rows:
         lines.append(describe_row(rows.train_rows[0], tokenizer))
     return "\n".join(lines)
 
 
 def describe_split(name: str, split: EncodedSplit) -> str:
-    """How many rows and supervised tokens there are, and which rows are left out."""
+    """Say how many rows and supervised tokens a split has, and which rows are left out."""
     supervised = sum(row.num_supervised for row in split.rows)
     line = f"{name}: {len(split.rows):,} rows, {supervised:,} supervised tokens"
     if split.copies:
@@ -79,7 +75,7 @@ def describe_split(name: str, split: EncodedSplit) -> str:
 
 
 def describe_row(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
-    """One row as the model sees it, and what of it is to be learnt."""
+    """Show a row as the model sees it, and the part of it that is to be learnt."""
     labels = [label for label in row.labels if label != IGNORE_INDEX]
     return f"first row, input_ids decoded:\n{_indent(decode_text(row.input_ids, tokenizer))}\n" + (
         f"first row, labels decoded:\n{_indent(decode_text(labels, tokenizer))}"
@@ -87,7 +83,7 @@ def describe_row(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def describe_passes(trainer: Trainer) -> str:
-    """How a step's rows go through the base."""
+    """Say how the rows of a step go through the base: in packs or in padded batches."""
     if can_pack(trainer.base.model):
         line = f"rows of a step are packed into passes of at most {trainer.max_tokens:,} tokens"
         return "\n".join(filter(None, [line, attention_note(trainer.base.model)]))
@@ -96,7 +92,7 @@ def describe_passes(trainer: Trainer) -> str:
 
 
 def describe_steps(trainer: Trainer) -> str:
-    """How many steps of how many rows, at which rate, absolute and relative to the prompt."""
+    """Say how many steps of how many rows are taken, and the learning rate, also relative to the prompt."""
     rate, scale, config = trainer.optimizer.rate, trainer.optimizer.scale, trainer.config
     epoch = math.ceil(len(trainer.rows.train_rows) / config.rows_per_step)
     line = (
@@ -112,7 +108,7 @@ def describe_steps(trainer: Trainer) -> str:
 
 
 def describe_step(record: StepRecord, total_steps: int, *, unit: str = "supervised tokens/s") -> str:
-    """The line of a window of steps."""
+    """Return the line of a window of steps."""
     width = len(str(total_steps))
     return (
         f"step {record.step:{width}d}/{total_steps}  loss {three_digits(record.loss)}  lr {record.learning_rate:.2e}"
@@ -121,13 +117,13 @@ def describe_step(record: StepRecord, total_steps: int, *, unit: str = "supervis
 
 
 def describe_evaluation(record: EvaluationRecord) -> str:
-    """The line of a loss on rows that are not trained on."""
+    """Return the line of an evaluation, on rows that are not trained on."""
     loss = three_digits(record.loss)
     return f"{SPLITS[record.split]} loss {PROMPTS[record.prompt]}: {loss}  token accuracy {record.accuracy:.1%}"
 
 
 def describe_answers(answers: list[dict[str, str]], split: str, config: TrainConfig) -> str:
-    """How many answers are the references, and the first three beside them."""
+    """Say how many answers equal their references, and show the first three beside them."""
     exact = sum(exact_match([row["answer"] for row in answers], [row["reference"] for row in answers]))
     share, place = exact / len(answers), config.run_folder / ANSWERS_NAME
     lines = [f"exact match: {exact} of {len(answers)} greedy answers to {split} rows ({share:.1%}); all in {place}"]
@@ -137,7 +133,7 @@ def describe_answers(answers: list[dict[str, str]], split: str, config: TrainCon
 
 
 def describe_result(result: Result, config: TrainConfig) -> str:
-    """Which prompt was kept, the command that uses it, and what to do if it could be better."""
+    """Say which prompt was kept, which command uses it, and what to do if it could be better."""
     lines, held_out = [], result.held_out
     command = f"{typed('generate')} {shlex.join(['--prompt-file', config.prompt_file])}"
     if held_out.trained_prompt is not None:
@@ -159,19 +155,19 @@ def describe_result(result: Result, config: TrainConfig) -> str:
 
 
 def describe_trial(result: TrialResult) -> str:
-    """A row of the search's table."""
+    """Return the line of a trial in the table of a search."""
     trial = result.trial
     rate = f"{result.learning_rate:.3g} ({trial.relative_rate:g} x RMS)"
     return f"{trial.virtual_tokens:4d} {trial.init:8}{rate:>22}   {three_digits(result.loss)}"
 
 
 def describe_test(score: Score) -> str:
-    """The last figure of a search."""
+    """Return the line with the figures on the test rows that end a search."""
     return f"test loss with this prompt: {three_digits(score.loss)}  token accuracy {score.accuracy:.1%}"
 
 
 def command_line(command: str, options: Mapping[str, object]) -> str:
-    """What the user types to run a command with these options."""
+    """Return what the user types to run a command with these options."""
     words = [word for name, value in options.items() for word in (flag(name), str(value))]
     return f"{typed(command)} {shlex.join(words)}".rstrip()
 

@@ -13,13 +13,11 @@ if TYPE_CHECKING:
     from softprompt.data.splits import EncodedSplits
     from softprompt.training.trainer import Trainer
 
-ANSWERED_TOGETHER = 8
-
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt train") -> None:
-    """Train as the command line says."""
+    """Train, and print what is trained, how it goes and what came out."""
     given = read_options(TrainConfig, argv, prog=prog, description=__doc__)
-    TrainConfig(**given)  # what is refused in any case is refused before PyTorch is imported
+    TrainConfig(**given)  # refuses wrong values before PyTorch is imported; `options_of_run` makes the final options
 
     from softprompt.cli.terminal import TerminalReport
     from softprompt.cli.text import (
@@ -51,8 +49,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt train") -> N
 
 
 def _answer_some(trainer: "Trainer", rows: "EncodedSplits") -> None:
-    """Answer the first test or else held-out rows, keep the answers in the run folder, and print how many are right."""
-    from softprompt.answering.batch import answers_beside_references
+    """Answer the first test rows, or else held-out rows, write the answers into the run folder and summarise them."""
+    from softprompt.answering.batch import ANSWERED_TOGETHER, answers_beside_references
     from softprompt.cli.text import describe_answers
     from softprompt.system.files import write_atomic
     from softprompt.training.checkpoint import ANSWERS_NAME

@@ -1,1 +1,1 @@
-"""What may be asked for: every option once, and the command line made of them."""
+"""Configuration: every option, declared once, and the command line that is made of the options."""

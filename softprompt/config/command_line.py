@@ -1,4 +1,4 @@
-"""From a config dataclass to a command line."""
+"""Read a command line into a config dataclass, whose fields are the flags."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ from softprompt.errors import UserError
 Config = TypeVar("Config")
 
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
-# what other programs call an option of ours
+# names of other programs for options of ours, to suggest the right one
 OTHER_NAMES = {
     "lr": "learning_rate", "rate": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs",
     "steps": "max_steps", "batch_size": "per_device_train_batch_size", "batch": "per_device_train_batch_size",
@@ -44,10 +44,10 @@ def parse(
     """Read `argv` into a `config_class`; both `--a-b` and `--a_b` are understood.
 
     Args:
-        positional: the option that may also be given without its flag.
+        positional: the option whose value may also be given without its flag.
 
     Raises:
-        UserError: an unknown flag, a value of the wrong type, or one that the config refuses.
+        UserError: a flag is unknown, a value has the wrong type, or the config refuses it.
     """
     return config_class(**read_options(config_class, argv, prog=prog, description=description, positional=positional))
 
@@ -55,7 +55,7 @@ def parse(
 def read_options(
     config_class: type, argv: Sequence[str] | None, *, prog: str, description: str, positional: str | None = None
 ) -> dict[str, Any]:
-    """The options that `argv` names, by name; the others are left to their defaults. Arguments as for `parse`."""
+    """Return the options that `argv` gives, by name, without defaults. Arguments and errors are those of `parse`."""
     parser = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     hints = typing.get_type_hints(config_class)
@@ -82,10 +82,10 @@ def read_options(
 
 
 def _spelled(argv: Sequence[str], switches: set[str]) -> list[str]:
-    """The words with dashes in flags and a value behind every switch: `--do_sample False` is `--do-sample=false`.
+    """Return the words with dashes in flags and a value in every switch: `--do_sample False` is `--do-sample=false`.
 
-    A switch takes a value, as transformers' HfArgumentParser has it, or none; and what follows it may also be a
-    question, so the value is told by its word.
+    A switch may have a value, as with transformers' HfArgumentParser, or none. The word behind it may also be the
+    question, so it counts as the value only if it is one of `TRUE` and `FALSE`.
     """
     words: list[str] = []
     for place, word in enumerate(argv):
@@ -100,14 +100,14 @@ def _spelled(argv: Sequence[str], switches: set[str]) -> list[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line, raised like every other wrong input."""
+    """An argparse parser that raises `UserError` with one line instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help lists the flags")
 
 
 def _add_flag(group: Any, field: dataclasses.Field, kind: type) -> None:
-    """Add one field to a group of the parser; the default stands in the help."""
+    """Add the flag of one field to a group of the parser; its help states the default."""
     help_text = field.metadata["help"].replace("%", "%%")
     if kind is bool:
         help_text += f" (default: {'on' if field.default else 'off'})"
@@ -137,7 +137,7 @@ def _truth(word: str) -> bool:
 
 
 def _unknown(word: str, names: list[str], prog: str) -> str:
-    """What is said of a word that no option takes, with the option that was meant if one is like it."""
+    """Return the message for a word that no option takes, which suggests an option of similar name."""
     if not word.startswith("-"):
         return f"{word!r} belongs to no flag; {prog} --help lists the flags"
     typed = word.lstrip("-").partition("=")[0].replace("-", "_")
@@ -147,7 +147,7 @@ def _unknown(word: str, names: list[str], prog: str) -> str:
 
 
 def nearest_option(typed: str, names: list[str]) -> str | None:
-    """The option that was meant by a name that is none: what other programs call it, or one that is spelled alike."""
+    """Return the option that an unknown name may mean: by another program's name or similar spelling, or None."""
     if OTHER_NAMES.get(typed) in names:
         return OTHER_NAMES[typed]
     return next(iter(difflib.get_close_matches(typed, names, 1)), None)

@@ -1,4 +1,4 @@
-"""Every option once: name, type, default, help and validation, in groups that the commands share."""
+"""Every option, declared once: name, type, default, help and validation, in groups that the commands share."""
 
 import os
 from dataclasses import dataclass
@@ -15,13 +15,14 @@ OPTIMS = ("soap", "adamw")
 INITS = ("text", "answers", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
-DEFAULT_MAX_LENGTH = 128  # of one question and its answer, as in the tutorial
-DEFAULT_NEW_TOKENS = 128  # of an answer to a row of a file, so that one long question does not refuse the file
+DEFAULT_MAX_LENGTH = 128  # tokens of one question and its answer together, as in the tutorial
+# Tokens of an answer to a row of a file. They do not count the question, or one long question would refuse the file.
+DEFAULT_NEW_TOKENS = 128
 
 
 @dataclass(kw_only=True)
 class Hardware(Group):
-    """Where and in which precision the base runs."""
+    """The device and the precision of the base."""
 
     heading: ClassVar[str] = "hardware"
 
@@ -52,7 +53,7 @@ class PromptBaseOptions(Group):
 
 @dataclass(kw_only=True)
 class RowOptions(Group):
-    """Rows to train on, to choose by and to report on."""
+    """The rows to train on, those that choose the prompt, and those that only report."""
 
     heading: ClassVar[str] = "rows"
 
@@ -94,7 +95,7 @@ class RowOptions(Group):
 
 @dataclass(kw_only=True)
 class StartOptions(Group):
-    """What the prompt starts from."""
+    """The tensor that the prompt starts from."""
 
     heading: ClassVar[str] = "start of the prompt"
 
@@ -114,7 +115,7 @@ class StartOptions(Group):
 
 @dataclass(kw_only=True)
 class StepOptions(Group):
-    """How many steps there are, and how each moves the prompt."""
+    """The number of steps, and how each of them moves the prompt."""
 
     heading: ClassVar[str] = "steps"
 
@@ -158,7 +159,7 @@ class StepOptions(Group):
 
 @dataclass(kw_only=True)
 class SelectionOptions(Group):
-    """What is measured on the way, and which prompt is kept."""
+    """What is measured during a run, and which prompt is kept."""
 
     heading: ClassVar[str] = "evaluation and log"
 
@@ -181,7 +182,7 @@ class SelectionOptions(Group):
 
 @dataclass(kw_only=True)
 class OutputOptions(Group):
-    """Where results go, and what happens to those that are there."""
+    """Where results are written, and what happens to those that are already there."""
 
     heading: ClassVar[str] = "output"
 
@@ -197,7 +198,7 @@ class OutputOptions(Group):
 
 @dataclass(kw_only=True)
 class TrainConfig(BaseOptions, RowOptions, StartOptions, StepOptions, SelectionOptions, OutputOptions):
-    """Options of `train`; names are those of `transformers.TrainingArguments` for the same thing."""
+    """The options of `train`, named as in `transformers.TrainingArguments` where they mean the same."""
 
     heading: ClassVar[str] = "output"
 
@@ -210,13 +211,13 @@ class TrainConfig(BaseOptions, RowOptions, StartOptions, StepOptions, SelectionO
 
     @property
     def run_folder(self) -> Path:
-        """Where checkpoints and metrics go: `a/p.run` for `a/p.safetensors` unless given."""
+        """The folder of checkpoints and metrics: `a/p.run` for `a/p.safetensors`, unless `run_dir` names another."""
         return run_folder_of(self.prompt_file, self.run_dir)
 
 
 @dataclass(kw_only=True)
 class SweepConfig(BaseOptions, RowOptions, OutputOptions):
-    """Options of `sweep`; the rest of a run is as `train` does it by default."""
+    """The options of `sweep`; all others of its runs have the defaults of `train`."""
 
     heading: ClassVar[str] = "search"
 
@@ -244,13 +245,13 @@ class SweepConfig(BaseOptions, RowOptions, OutputOptions):
 
     @property
     def sweep_folder(self) -> Path:
-        """Where trials go: `a/p.sweep` for `a/p.safetensors` unless given."""
+        """The folder of the trials: `a/p.sweep` for `a/p.safetensors`, unless `sweep_dir` names another."""
         return Path(self.sweep_dir) if self.sweep_dir else _beside(self.prompt_file, ".sweep")
 
 
 @dataclass(kw_only=True)
 class Sampling(Group):
-    """How an answer is drawn; names are those of `transformers.GenerationConfig` for the same thing."""
+    """How an answer is generated; names are as in `transformers.GenerationConfig` where they mean the same."""
 
     heading: ClassVar[str] = "answers"
 
@@ -271,7 +272,7 @@ class Sampling(Group):
         require_counts(self, "max_length", "max_new_tokens", "num_return_sequences")
         require(self.top_k >= 0, self, "top_k", "must be 0 or above")
         require(0 < self.top_p <= 1, self, "top_p", "must be above 0 and at most 1")
-        # smaller ones, but for 0, overflow the logits
+        # the logits are divided by it, and overflow if it is smaller; 0 stands for greedy decoding
         usable = self.temperature == 0 or 0.001 <= self.temperature < float("inf")
         require(usable, self, "temperature", "must be 0, which takes the most probable token, or at least 0.001")
         penalty = self.repetition_penalty
@@ -281,13 +282,13 @@ class Sampling(Group):
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn: with `do_sample`, at a temperature above 0."""
+        """Whether tokens are sampled: if `do_sample` is set and the temperature is above 0."""
         return self.do_sample and self.temperature > 0
 
 
 @dataclass(kw_only=True)
 class PromptFileOptions(Group):
-    """The prompt of a command that uses one."""
+    """The prompt file of a command that reads one."""
 
     heading: ClassVar[str] = "prompt"
 
@@ -299,7 +300,7 @@ class PromptFileOptions(Group):
 
 @dataclass(kw_only=True)
 class ChatConfig(PromptFileOptions, PromptBaseOptions, Hardware, Sampling):
-    """Options of `chat`, which answers one line after another."""
+    """The options of `chat`, which answers one line after another."""
 
     heading: ClassVar[str] = "answers"
 
@@ -311,7 +312,7 @@ class ChatConfig(PromptFileOptions, PromptBaseOptions, Hardware, Sampling):
 
 @dataclass(kw_only=True)
 class GenerateConfig(ChatConfig):
-    """Options of `generate`, which answers one question or a file of them."""
+    """The options of `generate`, which answers one question or a file of them."""
 
     heading: ClassVar[str] = "questions"
 
@@ -340,7 +341,7 @@ class GenerateConfig(ChatConfig):
             self._check_instructions(self.instructions)
 
     def _check_instructions(self, instructions: str) -> None:
-        """What goes with `instructions`, and what with one question only."""
+        """Check what goes with `instructions` and what goes with a single question only, and set the default length."""
         require(instructions.strip() != "", self, "instructions", "must name a file, a folder or a hub id")
         require(self.instruction is None, self, "instructions", "give it or `instruction`, not both")
         require(self.input == "", self, "instructions", "give it or `input`, not both")
@@ -355,7 +356,7 @@ class GenerateConfig(ChatConfig):
 
 @dataclass(kw_only=True)
 class EvaluateConfig(PromptBaseOptions, Hardware):
-    """Options of `evaluate`, which compares prompts on rows."""
+    """The options of `evaluate`, which compares prompts on rows."""
 
     heading: ClassVar[str] = "comparison"
 
@@ -400,7 +401,7 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
         require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
 
     def _check_choices(self) -> None:
-        """At least two labels, none blank and none twice."""
+        """Check that there are no choices, or at least two, none of them blank and none given twice."""
         require(len(self.choices) != 1, self, "choices", "give at least two labels")
         require(all(label.strip() for label in self.choices), self, "choices", "a label must not be blank")
         distinct = {label.strip() for label in self.choices}
@@ -410,7 +411,7 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
 
 @dataclass(kw_only=True)
 class InspectConfig(PromptFileOptions, PromptBaseOptions):
-    """Options of `inspect`, which shows one prompt."""
+    """The options of `inspect`, which shows one prompt."""
 
     heading: ClassVar[str] = "report"
 
@@ -428,11 +429,11 @@ class InspectConfig(PromptFileOptions, PromptBaseOptions):
 
 
 def run_folder_of(prompt_file: str, run_dir: str | None) -> Path:
-    """Where the run that writes `prompt_file` keeps checkpoints and metrics."""
+    """Return the folder in which the run that writes `prompt_file` keeps checkpoints and metrics."""
     return Path(run_dir) if run_dir else _beside(prompt_file, ".run")
 
 
 def _beside(prompt_file: str, suffix: str) -> Path:
-    """`a/p` with `suffix` for `a/p.safetensors`."""
+    """Return `a/p` with `suffix` at its end for `a/p.safetensors`."""
     path = Path(prompt_file)
     return path.with_name(path.name.removesuffix(".safetensors") + suffix)

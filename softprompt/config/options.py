@@ -1,7 +1,7 @@
 """What an option is: a dataclass field that is also a flag, the group it belongs to, and the checks that options share.
 
 A message names an option as `max_length`, in backticks, which is its name in Python. The commands print it as the flag
-`--max-length` (`flags_in`), so a notebook and a terminal each read the words that they can type.
+`--max-length` (`flags_in`), so users of Python and of a terminal each read what they can type.
 """
 
 import dataclasses
@@ -16,38 +16,38 @@ from softprompt.errors import UserError
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None, decides: bool = True) -> Any:
-    """A dataclass field that is also a command-line flag; a tuple takes one or more values.
+    """Make a dataclass field that is also a command-line flag. If the default is a tuple, it takes several values.
 
     Args:
         choices: the only values that are allowed.
-        decides: whether the option decides what a run gives. One that does not may change when the run goes on.
+        decides: whether the option determines the result of a run. One that does not may change when a run is resumed.
     """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "decides": decides})
 
 
 class Group:
-    """Options that belong together: a mix-in of the commands' dataclasses, and a heading of their `--help`."""
+    """Options that belong together. Commands' dataclasses inherit from groups, which are the headings of `--help`."""
 
     heading: ClassVar[str]
-    all_names: ClassVar[set[str]] = set()  # of the options of every group
+    all_names: ClassVar[set[str]] = set()  # the names of the options of every group
 
     def __init_subclass__(cls) -> None:
         Group.all_names |= {name for name, value in vars(cls).items() if isinstance(value, dataclasses.Field)}
 
     def __post_init__(self) -> None:
-        """Check every group of a command, in the order of its bases, and at last the command as a whole."""
+        """Check every group of a command, from the last base class to the first, and then the command as a whole."""
         for group in reversed(type(self).__mro__):
             if issubclass(group, Group) and "check" in vars(group):
                 group.check(self)
 
     def check(self) -> None:
-        """Raise `UserError` for values that cannot be."""
+        """Raise `UserError` if a value of the group is not allowed."""
 
 
 def groups_of(config_class: type) -> dict[str, list[dataclasses.Field]]:
-    """The headings of a command's `--help` and the options below each, in the order of the class's bases.
+    """Return the headings of a command's `--help` and the options below each, in the order of the base classes.
 
-    An option that a command declares anew, with another default, stays in the group that declared it first.
+    An option that a command declares again, with another default, stays in the group that declared it first.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     groups: dict[str, list[dataclasses.Field]] = {}
@@ -60,13 +60,13 @@ def groups_of(config_class: type) -> dict[str, list[dataclasses.Field]]:
 
 
 def decisive(config: object) -> dict[str, Any]:
-    """The options that decide what a run gives, by name."""
-    assert dataclasses.is_dataclass(config)  # as every command's options are
+    """Return the options that determine the result of a run, by name."""
+    assert dataclasses.is_dataclass(config)  # every command's options are one
     return {each.name: getattr(config, each.name) for each in dataclasses.fields(config) if each.metadata["decides"]}
 
 
 def plain_type(hint: object) -> Any:
-    """`int` for `int`, `int | None` and `tuple[int, ...]`."""
+    """Return `int` for `int`, `int | None` and `tuple[int, ...]`, and likewise for other types."""
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0]
     if isinstance(hint, types.UnionType):
@@ -75,9 +75,10 @@ def plain_type(hint: object) -> Any:
 
 
 def require_types(config_class: type, given: Mapping[str, Any]) -> None:
-    """Raise `UserError` that names an option whose value, given in Python, is not of its type.
+    """Raise a `UserError` that names an option whose value, given in Python, is not of its type.
 
-    A command line has the right types already. Whole numbers are taken for `float`, and None where it is the default.
+    The values of a command line have the right types already. A `float` may be given as a whole number, and None is
+    allowed where the option's type has it.
     """
     hints = typing.get_type_hints(config_class)
     for name, value in given.items():
@@ -92,36 +93,36 @@ def require_types(config_class: type, given: Mapping[str, Any]) -> None:
 
 
 def flag(name: str) -> str:
-    """The command-line spelling of an option: `max_length` -> `--max-length`."""
+    """Return the command-line spelling of an option: `--max-length` for `max_length`."""
     return "--" + name.replace("_", "-")
 
 
 def flags_in(message: str) -> str:
-    """`message` with every option in backticks spelled as its flag; what else stands in backticks stays."""
+    """Return `message` with every option in backticks spelled as its flag; other words in backticks stay."""
     return re.sub(
         r"`([a-z][a-z0-9_]*)`", lambda name: flag(name[1]) if name[1] in Group.all_names else name[0], message
     )
 
 
 def is_unicode(text: str | None) -> bool:
-    """Whether `text` came as UTF-8; Python keeps other bytes of a command line as lone surrogates."""
+    """Whether `text` was UTF-8; Python turns other bytes of a command line into lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text or "")
 
 
 def expand_home(config: object, *names: str) -> None:
-    """Replace a leading `~`, which shells leave alone in `--flag=~/file`."""
+    """Expand a leading `~` in the named options, since shells do not expand it in `--flag=~/file`."""
     for name in names:
         if getattr(config, name) is not None:
             setattr(config, name, os.path.expanduser(getattr(config, name)))
 
 
 def require(condition: bool, config: object, name: str, message: str) -> None:
-    """Raise `UserError` with the option, the value received and what is allowed."""
+    """Raise a `UserError` with the option, its value and `message` unless `condition` holds."""
     if not condition:
         raise UserError(f"`{name}` {getattr(config, name)}: {message}")
 
 
 def require_counts(config: object, *names: str) -> None:
-    """Raise `UserError` unless each option is at least 1 or not given."""
+    """Raise `UserError` unless each named option is at least 1 or None."""
     for name in names:
         require(getattr(config, name) is None or getattr(config, name) >= 1, config, name, "must be at least 1")

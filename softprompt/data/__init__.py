@@ -1,1 +1,1 @@
-"""From a name to rows to token ids."""
+"""How data is read by its name, checked as rows, split and encoded as token ids."""

@@ -1,4 +1,4 @@
-"""Rows to token ids: the template's text, the labels, the cut. Training and answering use the same rules."""
+"""How a row becomes input_ids and labels, and where it is cut. Training and answering follow the same rules."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,38 +14,38 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """Token ids of one row and its labels, which are -100 wherever nothing is to be predicted."""
+    """The input_ids of one row and its labels, which are as long, not shifted, and -100 where no loss is computed."""
 
     input_ids: list[int]
     labels: list[int]
 
     @property
     def num_supervised(self) -> int:
-        """Labels that count in the loss."""
+        """The number of labels that count in the loss."""
         return sum(label != IGNORE_INDEX for label in self.labels)
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of `text` taken as text only: nothing is added, and a `</s>` inside it is characters, not the end."""
+    """The token ids of `text` alone: no special token is added, and a `</s>` in it is read as plain characters."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def decode_text(ids: list[int], tokenizer: PreTrainedTokenizerBase, **settings: bool) -> str:
-    """The text of ids, with the settings of the tokenizer's `decode`, which gives a list only for several lists."""
+    """The text of token ids; `settings` are keyword arguments of the tokenizer's `decode`."""
     text = tokenizer.decode(ids, **settings)
-    assert isinstance(text, str)
+    assert isinstance(text, str)  # for type checkers: it is a list only if `ids` is a list of lists
     return text
 
 
 def encode_question(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template = TUTORIAL) -> list[int]:
-    """Ids of everything in front of the response."""
+    """The token ids of everything in front of the response."""
     return encode_text(template.question(row.instruction, row.input), tokenizer)
 
 
 def encode_row(
     row: Row, tokenizer: PreTrainedTokenizerBase, *, max_length: int, template: Template = TUTORIAL
 ) -> EncodedRow:
-    """Question, response and the eos id, cut to `max_length` tokens; labels cover response and eos."""
+    """Encode question, response and eos, cut to `max_length` tokens; the labels cover the response and eos."""
     (encoded,) = _encode([row], tokenizer, max_length, template)
     return encoded
 
@@ -53,9 +53,9 @@ def encode_row(
 def encode_rows(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int, template: Template = TUTORIAL
 ) -> tuple[list[EncodedRow], list[int]]:
-    """Encode every row; returns those with something to learn and the numbers of those without.
+    """Encode every row as `encode_row` does; returns the rows with labels, and the numbers of the rows without.
 
-    A row has nothing to learn when its output is blank or its question alone fills `max_length`.
+    A row has no labels if its question alone fills `max_length`. A row with a blank output counts as one without.
     """
     kept, skipped, rows = [], [], list(rows)
     for row, encoded in zip(rows, _encode(rows, tokenizer, max_length, template), strict=True):
@@ -69,7 +69,7 @@ def encode_rows(
 def _encode(
     rows: list[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, template: Template
 ) -> Iterator[EncodedRow]:
-    """Row by row; all texts go to the tokenizer at once, which splits them over the cores."""
+    """Encode row by row; all texts go to the tokenizer at once, which distributes them over the CPU's cores."""
     if not rows:
         return
     settings = {"add_special_tokens": False, "split_special_tokens": True}
@@ -84,12 +84,12 @@ def _encode(
 
 
 def without_copies(rows: Iterable[EncodedRow], of: Iterable[EncodedRow]) -> list[EncodedRow]:
-    """The rows whose ids are those of no row in `of`."""
+    """The rows whose input_ids do not occur in `of`."""
     known = {tuple(row.input_ids) for row in of}
     return [row for row in rows if tuple(row.input_ids) not in known]
 
 
 def require_eos(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise `UserError` for a tokenizer without an end-of-text token: its answers could never end."""
+    """Raise `UserError` if the tokenizer has no eos token, since its answers could never end."""
     if tokenizer.eos_token_id is None:
         raise UserError(f"`model` {name}: its tokenizer has no eos token; set one in tokenizer_config.json")

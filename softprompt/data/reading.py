@@ -1,4 +1,4 @@
-"""Rows: read them with `datasets` from a file, a folder or a hub id, and check them."""
+"""Read rows with `datasets` from a file, a folder or a hub id, or take them from memory, and check them."""
 
 import csv
 import functools
@@ -18,13 +18,13 @@ from softprompt.system import sources
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 COLUMNS = ("instruction", "input", "output")
 QUESTION_COLUMNS = ("instruction", "input")
-# a name, or rows that are in memory
+# data is a name, or rows that are already in memory
 Data: TypeAlias = str | Sequence[Mapping[str, Any]] | Dataset | DatasetDict
 
 
 @dataclass(frozen=True)
 class Row:
-    """One Alpaca row; `number` is its place in the file, from 1, for messages."""
+    """One Alpaca row; `number` counts the rows of the data from 1, for messages."""
 
     instruction: str
     input: str
@@ -33,18 +33,18 @@ class Row:
 
 
 def name_of(data: Data) -> str:
-    """What to call data in messages: its name, or that it came from memory."""
+    """What messages call the data: its name, or "the rows given" if it came from memory."""
     return data if isinstance(data, str) else "the rows given"
 
 
 def load_tables(data: Data, option: str, columns: Sequence[str] = COLUMNS) -> dict[str, list[dict[str, object]]]:
-    """Every split under its name, with the columns that are used; a single table is `train`.
+    """Read every split under its name, with those of `columns` that it has; a single table is called `train`.
 
     Args:
         option: the option that names the data, for messages.
 
     Raises:
-        UserError: data that is not there or cannot be read, or without any of the columns.
+        UserError: the data is missing, cannot be read, or has none of the columns.
     """
     name = name_of(data)
     try:
@@ -65,10 +65,10 @@ def load_tables(data: Data, option: str, columns: Sequence[str] = COLUMNS) -> di
 
 
 def _in_memory(data: Any) -> Any:
-    """Rows that are already here: a data set of `datasets` as it is, or a list of dicts.
+    """Take rows from memory: a data set of `datasets` unchanged, or a list of dicts.
 
     Raises:
-        UserError: it is neither.
+        UserError: `data` is neither.
     """
     if isinstance(data, Dataset | DatasetDict):
         return data
@@ -81,7 +81,7 @@ def _in_memory(data: Any) -> Any:
 
 
 def _load(name: str, option: str, cache: str) -> Dataset | DatasetDict:
-    """Hand `name` to the reader that fits it."""
+    """Read a shipped data set, a hub id, a folder or a file, whichever `name` is."""
     if sources.is_builtin(name):
         return load_dataset(str(sources.data_folder(name)), cache_dir=cache)
     if not sources.is_path(name):
@@ -96,7 +96,7 @@ def _load(name: str, option: str, cache: str) -> Dataset | DatasetDict:
 
 
 def _load_folder(path: Path, option: str, cache: str) -> Dataset | DatasetDict:
-    """A `save_to_disk` folder, or a folder of data files such as `train.jsonl` and `validation.jsonl`."""
+    """Read a `save_to_disk` folder, or a folder of data files such as `train.jsonl` and `validation.jsonl`."""
     if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         try:
             return load_from_disk(str(path))
@@ -112,19 +112,19 @@ def _load_folder(path: Path, option: str, cache: str) -> Dataset | DatasetDict:
 
 
 def _load_file(path: Path, option: str, cache: str) -> Dataset:
-    """One data file, by its suffix."""
+    """Read one data file as its suffix says."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"`{option}` {path}: the suffix must be one of {', '.join(READERS)}")
     if path.stat().st_size == 0:
         raise UserError(f"`{option}` {path}: the file is empty; give Alpaca rows")
-    # a name with brackets is a name, and no pattern
+    # `datasets` would read brackets in a file's name as a pattern
     read = functools.partial(load_dataset, reader, data_files=glob.escape(str(path)), split="train", cache_dir=cache)
     if reader == "csv":
         return read(**_csv_options(path))
     table = read()
     if reader == "json" and (dates := [name for name, kind in table.features.items() if _is_time(kind)]):
-        # a column in which every text looks like a date was taken for dates; as Json it keeps its text
+        # `datasets` turns a column in which every text looks like a date into dates; read as Json, it keeps its text
         return read(features=Features(table.features | {name: Json(decode=True) for name in dates}))
     return table
 
@@ -134,10 +134,11 @@ def _is_time(kind: object) -> bool:
 
 
 def _csv_options(path: Path) -> dict[str, object]:
-    """Read every column as text, with no word standing for a missing value.
+    """The options that read every column of a CSV file as text, even words such as "NA".
 
     Raises:
-        UserError: a row with more or fewer fields than the header; pandas would shift or fill them silently.
+        UserError: the file has no row, or a row has more or fewer fields than the header, which pandas would
+            silently shift or fill.
     """
     limit = csv.field_size_limit(2**31 - 1)
     try:
@@ -156,7 +157,11 @@ def _csv_options(path: Path) -> dict[str, object]:
 
 
 def _records(table: Dataset | list[Mapping[str, object]], columns: Sequence[str]) -> list[dict[str, object]]:
-    """The columns that are used, as plain values detached from the files they came from."""
+    """Copy those of `columns` that the table has into plain dicts, which no longer depend on the files.
+
+    Raises:
+        UserError: the table has none of the columns.
+    """
     if isinstance(table, list):
         names = list(dict.fromkeys(name for row in table for name in row))
     else:
@@ -173,15 +178,19 @@ def _records(table: Dataset | list[Mapping[str, object]], columns: Sequence[str]
 
 
 def _required(columns: Sequence[str]) -> list[str]:
-    """The columns without which a row means nothing."""
+    """The columns that every row must have; `input` is optional."""
     return [name for name in columns if name != "input"]
 
 
 def check_rows(records: list[dict[str, object]], name: str, columns: Sequence[str] = COLUMNS) -> list[Row]:
-    """Check every row and give it its number. A blank output stays: encoding counts and skips it.
+    """Check every row and number it. Rows with a blank output are kept here; encoding skips and counts them.
+
+    Args:
+        name: what messages call the data.
 
     Raises:
-        UserError: no row at all, a row that lacks what its columns must hold, or a value that is no text and no number.
+        UserError: there are no rows, a row lacks a required column or has a blank instruction, or a value is neither
+            text nor a number.
     """
     if not records:
         raise UserError(f"{name}: holds no row")
@@ -197,12 +206,12 @@ def check_rows(records: list[dict[str, object]], name: str, columns: Sequence[st
 
 
 def _is_missing(value: object) -> bool:
-    """None, or the NaN that tables use for it."""
+    """Whether a value is None, or NaN, which tables use for a missing value; only NaN differs from itself."""
     return value is None or value != value
 
 
 def _text(value: object, column: str, number: int, name: str) -> str:
-    """Text stays, numbers become text, a missing value is empty."""
+    """Return text unchanged, a number as text, and "" for a missing value; raise `UserError` for anything else."""
     if _is_missing(value):
         return ""
     if isinstance(value, str):

@@ -1,4 +1,8 @@
-"""Which rows a run had, told by hashes: of all of them for a resume, of a few for whoever scores the prompt later."""
+"""Hashes that tell which rows a run had.
+
+A hash of all rows is checked when a run resumes. Hashes of a few rows tell whether a prompt is scored later on rows
+that trained or chose it.
+"""
 
 import hashlib
 import json
@@ -10,24 +14,28 @@ SKETCH_SIZE = 64
 
 
 def rows_sha256(*splits: list[EncodedRow]) -> str:
-    """Hash of the encoded rows of all splits."""
+    """The SHA-256 of the input_ids and labels of all rows of all splits, in their order."""
     content = [[[row.input_ids, row.labels] for row in rows] for rows in splits]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def sketch_of(rows: Iterable[EncodedRow]) -> list[str]:
-    """The smallest hashes of the different rows, at most 64: a random sample of them, the same for every order.
+    """The smallest hashes of the distinct rows, at most 64.
 
-    Source: bottom-k sketches (Broder, 1997).
+    They are a random sample of the distinct rows, which does not depend on the order of the rows. Source: bottom-k
+    sketches (Broder, 1997).
     """
     return sorted(hashes_of(rows))[:SKETCH_SIZE]
 
 
 def hashes_of(rows: Iterable[EncodedRow]) -> set[str]:
-    """A hash of 48 bits for every different row, of its `input_ids`."""
+    """The 48-bit hash of every distinct row's input_ids, as hexadecimal text."""
     return {hashlib.blake2b(json.dumps(row.input_ids).encode(), digest_size=6).hexdigest() for row in rows}
 
 
 def share_among(sketch: Sequence[str], hashes: set[str]) -> float:
-    """Which share of the rows behind a sketch is among those of `hashes`; an estimate where they were more than 64."""
+    """The share, from 0 to 1, of a sketch's rows that are among `hashes`; an empty sketch gives 0.
+
+    It is exact if the sketch was made of at most 64 distinct rows, and an estimate if there were more.
+    """
     return len(hashes.intersection(map(str, sketch))) / len(sketch) if sketch else 0.0

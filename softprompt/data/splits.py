@@ -1,4 +1,7 @@
-"""Which rows train a prompt, which choose it, and which tell how good it is: as text, then as token ids."""
+"""Which rows train a prompt, which choose among its versions, and which only report how good it is.
+
+The rows are split as text and then encoded as token ids.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +15,15 @@ from softprompt.data.template import TUTORIAL, Template
 from softprompt.errors import UserError
 
 HELD_OUT_SPLITS = ("validation", "test")
-SCORED_SPLITS = ("test", "validation", "train")  # a validation split chose the prompt, a test split beside it did not
+SCORED_SPLITS = ("test", "validation", "train")  # test first, since validation chose the prompt
 DEFAULT_EVAL_FRACTION = 0.1
 MAX_DEFAULT_EVAL_ROWS = 200
-MIN_DEFAULT_EVAL_ROWS = 8  # fewer choose by chance
+MIN_DEFAULT_EVAL_ROWS = 8  # fewer rows would choose by chance
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows to train on, rows held out to choose by, and rows for a last figure; the latter two may be empty."""
+    """Rows to train on, held-out rows that choose the prompt, and rows for a final score; the last two may be empty."""
 
     train_rows: list[Row]
     eval_rows: list[Row]
@@ -32,8 +35,8 @@ class EncodedSplit:
     """The rows of one split as token ids, and which rows were left out.
 
     Attributes:
-        skipped: numbers of the rows without a response, because it is blank or the cut leaves none of it.
-        copies: how many rows also stand in another split, where they are used.
+        skipped: the numbers of the rows left out because their response is blank or `max_length` cuts all of it off.
+        copies: how many rows were left out because another split already has the same input_ids.
     """
 
     rows: list[EncodedRow] = field(default_factory=list)
@@ -43,7 +46,7 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class EncodedSplits:
-    """Rows to train on, to choose by and to report on, none of them in two lists."""
+    """Rows to train on, to choose by and to report on; no row is in two of these splits."""
 
     train: EncodedSplit
     held_out: EncodedSplit = EncodedSplit()
@@ -56,22 +59,22 @@ class EncodedSplits:
 
     @property
     def eval_rows(self) -> list[EncodedRow]:
-        """Rows that choose the prompt."""
+        """Held-out rows, which choose the prompt."""
         return self.held_out.rows
 
     @property
     def test_rows(self) -> list[EncodedRow]:
-        """Rows that choose nothing."""
+        """Rows that only report: they neither train nor choose the prompt."""
         return self.test.rows
 
     @property
     def all_rows(self) -> list[EncodedRow]:
-        """The rows of all lists."""
+        """The rows of all three splits."""
         return self.train_rows + self.eval_rows + self.test_rows
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row."""
+        """The number of tokens in the longest row."""
         return max(len(row.input_ids) for row in self.all_rows)
 
 
@@ -83,13 +86,14 @@ def load_splits(
     seed: int,
     test_data: Data | None = None,
 ) -> Splits:
-    """Load `data` and choose the held-out rows.
+    """Load `data` and choose the held-out rows and the test rows.
 
-    In this order: `eval_data`; a seeded `eval_fraction` of the rows; the data's own `validation`, else `test` split; a
-    tenth of the rows. The test rows are `test_data`, or the data's own `test` split where that is not held out.
+    The held-out rows are the first of these that exists: `eval_data`; a random `eval_fraction` of the rows; the data's
+    own `validation` split, or else its `test` split; a random tenth of the rows, at most 200, or none if a tenth is
+    fewer than 8. The test rows are `test_data`, or else the data's own `test` split, unless that is held out.
 
     Raises:
-        UserError: missing or unreadable data, or rows that are not Alpaca rows.
+        UserError: data is missing or unreadable, or has rows that are not Alpaca rows.
     """
     tables, name = load_tables(data, "data"), name_of(data)
     train_rows = check_rows(tables[_choose(tables, ("train",), name, "data")], name)
@@ -108,7 +112,10 @@ def load_splits(
 def encode_splits(
     splits: Splits, tokenizer: PreTrainedTokenizerBase, *, max_length: int, template: Template = TUTORIAL
 ) -> EncodedSplits:
-    """Encode all rows. What is held out must not be trained on, and what reports must be in neither: copies go."""
+    """Encode all rows, and leave out copies, so that no row both trains a prompt and judges it.
+
+    A held-out row is left out if it is also a training row, and a test row if it is also one of either.
+    """
 
     def apart(rows: list[Row], others: list[EncodedRow]) -> EncodedSplit:
         encoded, skipped = encode_rows(rows, tokenizer, max_length=max_length, template=template)
@@ -121,10 +128,12 @@ def encode_splits(
 
 
 def load_split(data: Data, split: str | None = None) -> tuple[list[Row], str]:
-    """The rows of one split and what to call them in messages: `split`, else the test, validation or only one.
+    """Load the rows of one split; returns them and what messages call them.
+
+    Without `split`, it is the first of `test`, `validation` and `train` that the data has, or else its only split.
 
     Raises:
-        UserError: as `load_splits`, or there is no such split.
+        UserError: as `load_splits`; or there is no such split.
     """
     tables, name = load_tables(data, "data"), name_of(data)
     if split is not None and split not in tables:
@@ -135,9 +144,10 @@ def load_split(data: Data, split: str | None = None) -> tuple[list[Row], str]:
 
 
 def load_questions(data: Data) -> tuple[list[Row], str]:
-    """Rows to answer, and what to call them in messages; of several splits the one that `eval_data` would take.
+    """Load rows to answer; returns them and what messages call them.
 
-    An `output` column is not looked at, and the rows' outputs are empty.
+    Of several splits it takes the one that `eval_data` would: the first of `validation`, `test` and `train`. It ignores
+    an `output` column, and the outputs of the rows are "".
 
     Raises:
         UserError: as `load_splits`.
@@ -149,7 +159,7 @@ def load_questions(data: Data) -> tuple[list[Row], str]:
 
 
 def _rows_of(data: Data | None, option: str, wanted: Sequence[str]) -> list[Row]:
-    """The rows of the first wanted split of data; none where there is no data."""
+    """Load the rows of the first wanted split that `data` has; no rows if `data` is None."""
     if data is None:
         return []
     tables, name = load_tables(data, option), name_of(data)
@@ -157,7 +167,7 @@ def _rows_of(data: Data | None, option: str, wanted: Sequence[str]) -> list[Row]
 
 
 def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> tuple[list[Row], list[Row]]:
-    """Split rows by a seeded draw; both parts keep the file's order."""
+    """Split rows at random by `seed` into training and held-out rows; both keep the order that they had."""
     if fraction is None:
         count = min(int(len(rows) * DEFAULT_EVAL_FRACTION), MAX_DEFAULT_EVAL_ROWS)
         count = 0 if count < MIN_DEFAULT_EVAL_ROWS else count
@@ -172,7 +182,7 @@ def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> tuple[list[
 
 
 def _choose(tables: dict[str, list], wanted: Iterable[str], name: str, option: str) -> str:
-    """The name of the first wanted split that is there, or of the only one."""
+    """The name of the first wanted split that the data has, or of its only split; raises `UserError` if neither."""
     for split in wanted:
         if split in tables:
             return split

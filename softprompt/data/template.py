@@ -1,7 +1,7 @@
-"""The text around a row: what stands in front of the response.
+"""The template: the text that is put in front of a row's response.
 
-A prompt file names the template that it was trained with, and whoever uses the prompt reads that name back, so that
-a question is always asked as it was in training.
+A prompt file names the template that the prompt was trained with, and generation and scoring read that name. A question
+is therefore always written as it was in training.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from softprompt.errors import UserError
 
 @dataclass(frozen=True)
 class Template:
-    """How a question is written. `name` is what a prompt file calls it."""
+    """How a question is written; `name` is the template's name in a prompt file."""
 
     name: str
 
@@ -24,10 +24,10 @@ TUTORIAL = Template("alpaca")
 
 
 def template_named(name: str, *, prompt_file: str) -> Template:
-    """The template that a prompt file names; the tutorial's where it names none.
+    """The template with the name that a prompt file gives, or the tutorial's if the name is "".
 
     Raises:
-        UserError: this version knows no template of that name, so it would ask in another form than training did.
+        UserError: this version has no template of that name and would write questions in another form than training.
     """
     if name not in (TUTORIAL.name, ""):
         raise UserError(f"{prompt_file}: was trained with the template {name!r}, which is not known; update softprompt")

@@ -1,1 +1,1 @@
-"""Rows through the base behind a prompt: batches, attention, losses, decoding."""
+"""How rows run through the base behind a prompt: batches, attention, losses and decoding."""

@@ -1,11 +1,12 @@
-"""Attention inside a pack: everybody sees the shared places in front, and besides them only the own row.
+"""Attention inside a pack: a token sees the shared prefix and the earlier tokens of its own row, but no other row.
 
-`layout` says who stands where (`batches.py` explains a pack), `rules` how a score is made. Three ways compute the
-same thing: `plain_attention` is the definition, on the whole S x S square; `attend` walks over the rows and touches
-only what they see, on any device; `flex_attention.py` hands the same rules to a CUDA kernel.
+A `Layout` says which row every place belongs to (`batches.py` explains packs and places), and `Rules` say how a score
+is computed. Three functions compute the same attention. `plain_attention` is the definition, on the whole S x S square
+of scores. `attend` works tile by tile on any device and leaves out the keys that a tile cannot see. `flex_attend` in
+`flex_attention.py` hands the same layout and rules to a CUDA kernel.
 
-Z shared places, S places, L places of a tile, K the keys that they see; Q query heads, G key heads (G divides Q), D
-the width of a head.
+Letters in shapes: a pack has S places, of which the first Z are the shared prefix; a tile has L places and sees K keys;
+there are Q query heads and G key heads (G divides Q), each D wide.
 """
 
 import functools
@@ -19,21 +20,24 @@ from torch import Tensor
 
 from softprompt.engine.batches import Pack
 
-# scores of one row and head above which they are not kept for the backward pass but computed anew there, which takes
-# no memory and, by torch's kernel on a CPU, about three times as long
+# If a tile has more scores per head than this, `attend` does not keep the scores of the pack for the backward pass. It
+# calls torch's kernel, which computes them again there; that takes no memory and, on a CPU, about three times as long.
 MAX_KEPT_SCORES = 1024 * 1024
-# short rows attend together up to this many places
+# neighbouring short rows share a tile of at most this many places
 TILE_PLACES = 128
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How a score is made: scale x query . key, softly capped, minus ALiBi's slope x distance, within a window.
+    """How a layer computes the score of a query and a key.
+
+    The score is scale x (query . key), then capped by `softcap`, then lowered by slope x distance (ALiBi). Keys outside
+    `window` are hidden.
 
     Attributes:
-        slopes: ALiBi's slopes `[Q]`, fp32.
-        window: a query sees this many positions up to its own; None is all.
-        softcap: scores are squeezed into (-softcap, softcap) by a tanh (Gemma 2).
+        slopes: the ALiBi slope of every query head, `[Q]`, fp32; None means no ALiBi.
+        window: how many positions a query sees, its own included; None means no limit.
+        softcap: a tanh squeezes scores into (-softcap, softcap) (Gemma 2); None means no cap.
     """
 
     scale: float
@@ -44,34 +48,34 @@ class Rules:
 
 @dataclass(frozen=True)
 class Layout:
-    """Who sees whom in a pack, on its device."""
+    """Which places of a pack see each other, with its tensors on the base's device."""
 
-    bounds: list[int]
-    positions: Tensor  # int64 [S]
-    masks: dict = field(default_factory=dict, repr=False)  # of this pack, by rules: the layers share them
+    bounds: list[int]  # as in `Pack`
+    positions: Tensor  # position_ids, int64 [S]
+    masks: dict = field(default_factory=dict, repr=False)  # this pack's biases and masks, which all layers share
 
     @classmethod
     def of(cls, pack: Pack, device: torch.device) -> "Layout":
-        """The layout of a pack."""
+        """Make the layout of `pack` on `device`."""
         return cls(pack.bounds, torch.tensor(pack.position_ids, device=device))
 
     @property
     def num_shared(self) -> int:
-        """Z."""
+        """The number of places in the shared prefix, Z."""
         return self.bounds[0]
 
     @functools.cached_property
     def rows(self) -> Tensor:
-        """The row that every place belongs to, from 1; 0 for the shared places. `[S]`"""
+        """The number of the row that every place belongs to, int64 `[S]`, from 1; it is 0 in the shared prefix."""
         lengths = torch.tensor([end - start for start, end in pairwise([0, *self.bounds])])
         return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.positions.device)
 
     @functools.cached_property
     def tiles(self) -> list[tuple[int, int]]:
-        """Start and end of the places that attend in one go.
+        """The start and end of every tile: a range of places whose attention is computed in one go.
 
-        The first row continues what is shared, so the two are one tile. Short neighbours share a tile, where their
-        mask keeps them apart: a little arithmetic for nothing costs less than another round of calls.
+        The first row follows the shared prefix directly, so the two are one tile. Short neighbouring rows also share a
+        tile, in which the mask keeps them apart: a few wasted scores cost less than another round of calls.
         """
         first, *others = self.bounds if len(self.bounds) == 1 else self.bounds[1:]
         ends = [first]
@@ -82,12 +86,16 @@ class Layout:
         return [(start, end) for start, end in pairwise([0, *ends]) if end > start]
 
     def seen(self, tensor: Tensor, start: int, end: int) -> Tensor:
-        """What a tile sees of `[G, S, D]`: the shared places and its own, `[G, K, D]`."""
+        """Select from keys or values `[G, S, D]` what a tile sees, the shared prefix and its own: `[G, K, D]`."""
         own = tensor[:, start:end]
         return own if start == 0 else torch.cat([tensor[:, : self.num_shared], own], dim=1)
 
     def bias(self, start: int, end: int, rules: Rules, dtype: torch.dtype, heads: int, groups: int) -> Tensor:
-        """ALiBi and mask of a tile, `[1 or G, Q / G * L, K]`, made once for all layers with the same rules."""
+        """The additive bias (ALiBi and mask) of a tile, `[1 or G, Q / G * L, K]`.
+
+        It is computed once for all layers with the same rules.
+        """
+        # the key need not hold the slopes' values, since all layers of a base have the same slopes
         name = (start, rules.window, rules.slopes is None, dtype)
         if name not in self.masks:
             places = torch.arange(end, device=self.positions.device)
@@ -99,10 +107,10 @@ class Layout:
         return self.masks[name]
 
     def _bias(self, queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
-        """Added to the scores of these places: ALiBi, and -inf where a query does not see. fp32 `[1 or Q, L, K]`
+        """What is added to the scores of these places: ALiBi, and -inf where a key is hidden. fp32 `[1 or Q, L, K]`
 
-        A softmax does not change when a query's biases are shifted, so ALiBi counts from the query, where half
-        precision is finest, and not from the first key.
+        A softmax does not change when the same number is added to all scores of a query. ALiBi can therefore count from
+        the query instead of from the first key: it is 0 at the query, and half precisions are finest near 0.
         """
         rows, distance = self.rows, self.positions[queries][:, None] - self.positions[keys]
         visible = (queries[:, None] >= keys) & ((rows[keys] == 0) | (rows[queries][:, None] == rows[keys]))
@@ -116,7 +124,7 @@ class Layout:
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules) -> Tensor:
-    """The definition: query `[Q, S, D]`, key and value `[G, S, D]` -> `[S, Q, D]`."""
+    """Compute the attention as it is defined: query `[Q, S, D]`, key and value `[G, S, D]` -> `[S, Q, D]`."""
     groups, places = query.shape[0] // key.shape[0], torch.arange(query.shape[1], device=query.device)
     key, value = key.repeat_interleave(groups, dim=0), value.repeat_interleave(groups, dim=0)
     scores = query @ key.transpose(1, 2) * rules.scale  # [Q, S, S]
@@ -127,7 +135,11 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, r
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules) -> Tensor:
-    """Tile by tile, with the shapes of `plain_attention`; rows of more than 1,000 places or so keep no scores."""
+    """Compute the attention tile by tile, with the shapes of `plain_attention`.
+
+    A pack with a row of more than 1,000 places or so keeps no scores for the backward pass (`MAX_KEPT_SCORES`), unless
+    scores are soft-capped, which torch's kernel cannot do.
+    """
     largest = max((end - start) * (layout.num_shared + end - start) for start, end in layout.tiles)
     if largest <= MAX_KEPT_SCORES or rules.softcap is not None:
         return _TileByTile.apply(query.contiguous(), key.contiguous(), value.contiguous(), layout, rules)
@@ -135,7 +147,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rul
     for start, end in layout.tiles:
         keys, values = layout.seen(key, start, end), layout.seen(value, start, end)
         bias = layout.bias(start, end, rules, query.dtype, *shape).view(-1, end - start, keys.shape[1])
-        mask = bias if len(bias) == len(query) else bias[:1]
+        mask = bias if len(bias) == len(query) else bias[:1]  # without ALiBi, every head has the same mask
         tile = F.scaled_dot_product_attention(
             query[None, :, start:end],
             keys[None],
@@ -149,7 +161,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rul
 
 
 class _TileByTile(torch.autograd.Function):
-    """Attention with its backward pass by hand: no concatenated keys are kept, and shared gradients are summed wide."""
+    """`attend` with its backward pass written by hand.
+
+    The backward pass concatenates the shared and a tile's own keys again instead of keeping them, and sums what all
+    tiles contribute to the gradient of the shared prefix in fp32 for half precisions.
+    """
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules) -> Tensor:
@@ -182,6 +198,7 @@ class _TileByTile(torch.autograd.Function):
         for start, end in layout.tiles:
             capped, probabilities = None if rules.softcap is None else next(kept), next(kept)
             grad, queries = _grouped(grad_output[:, start:end], key), _grouped(query[:, start:end], key)
+            # the gradient of the scores, through the softmax and then through the cap, whose derivative is 1 - tanh^2
             slopes = torch.bmm(grad, layout.seen(value, start, end).transpose(1, 2))  # [G, Q / G * L, K]
             slopes = torch._softmax_backward_data(slopes, probabilities, -1, probabilities.dtype)
             if capped is not None:
@@ -192,7 +209,7 @@ class _TileByTile(torch.autograd.Function):
             of_values = torch.bmm(probabilities.transpose(1, 2), grad)
             for whole, part, total in ((grad_key, of_keys, shared[0]), (grad_value, of_values, shared[1])):
                 whole[:, start:end] = part[:, start - end :]
-                if start:
+                if start:  # the first tile holds the shared prefix as its own places
                     total += part[:, : layout.num_shared]
         grad_key[:, : layout.num_shared] += shared[0]
         grad_value[:, : layout.num_shared] += shared[1]
@@ -200,10 +217,10 @@ class _TileByTile(torch.autograd.Function):
 
 
 def _grouped(tensor: Tensor, key: Tensor) -> Tensor:
-    """`[Q, L, D]` -> `[G, Q / G * L, D]`: the query heads that share a key head, one behind the other."""
+    """Join the query heads that share a key head, one behind the other: `[Q, L, D]` -> `[G, Q / G * L, D]`."""
     return tensor if len(tensor) == len(key) else tensor.reshape(len(key), -1, tensor.shape[-1])
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """fp32 for half precisions: the dtype of softmax and sums."""
+    """The dtype for soft-capped scores and for sums of gradients: fp32 for half precisions, else `dtype` itself."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -1,14 +1,15 @@
-"""Which rows share a forward pass, and where every token stands in it. Pure functions on lists.
+"""Which rows share a forward pass, and which place every token has in it. These are pure functions on lists.
 
-A pack is one sequence. In front stands what all of its rows begin with: the prompt and the ids that they have in
-common (the template's opening words). Behind it come the rests of the rows, one after another, without padding:
+A pack is one sequence. It begins with the shared prefix, which is the prompt and the ids that all of its rows begin
+with (the template's opening words). The rests of the rows follow, one after another, without padding. A place is an
+index into this sequence; a position is the position_id that the base gets for it:
 
     place      0 .. P-1   P .. Z-1     Z ..            ..
     holds      prompt     opening      rest of row 1   rest of row 2   ...
     position   0 .. P-1   P .. Z-1     Z, Z+1, ..      Z, Z+1, ..
 
-Attention is causal, so the first Z places do not depend on any row and are computed once for all of them
-(`attention.py`). A row ends with the last token that predicts something: its eos is a target and never an input.
+Attention is causal, so the Z places of the shared prefix depend on no row and are computed once for all rows
+(`attention.py`). A row ends with the last token that predicts a label: its eos is a target and never an input.
 """
 
 from collections.abc import Sequence
@@ -26,12 +27,13 @@ class Pack:
     """Rows behind one prompt of P virtual tokens, as one sequence of S places.
 
     Attributes:
-        num_virtual_tokens: P; 0 for the base alone.
+        num_virtual_tokens: P; it is 0 for the base alone.
         input_ids: the S - P ids behind the prompt.
-        bounds: Z, then the end of every row that has places of its own, so that the last one is S.
-        places: the N places whose hidden states predict something; one in front of Z may stand there for several rows.
-        targets: the id that each of them is to predict.
-        counts: how many of them belong to each row, in order.
+        bounds: Z, then the end of every row that has places of its own; the last bound is S.
+        places: the N places whose hidden states predict a label, row by row; a place inside the shared prefix is listed
+            once for every row that predicts from it.
+        targets: the label that each of the N places predicts.
+        counts: how many of the N places belong to each row, in the order of the rows.
     """
 
     num_virtual_tokens: int
@@ -43,20 +45,20 @@ class Pack:
 
     @property
     def num_shared(self) -> int:
-        """Z."""
+        """The number of places in the shared prefix, Z."""
         return self.bounds[0]
 
     @property
     def position_ids(self) -> list[int]:
-        """Positions of all S places; every row's own begin at Z."""
+        """The position_ids of all S places; those of every row's own places begin at Z."""
         own = [range(self.num_shared, self.num_shared + end - start) for start, end in pairwise(self.bounds)]
         return [*range(self.num_shared), *(position for row in own for position in row)]
 
 
 def pack_rows(rows: Sequence[EncodedRow], *, num_virtual_tokens: int) -> Pack:
-    """Put rows behind one prompt. A row without labels leaves nothing behind.
+    """Put rows behind one prompt. A row without labels takes no places and has a count of 0.
 
-    With no prompt, the first id of a row is predicted from nothing, so its label does not count.
+    Without a prompt, nothing stands in front of a row's first id to predict it, so its label does not count.
     """
     inputs = [ids for row in rows if (ids := needed_ids(row))]
     opening = _common_opening(inputs)
@@ -73,7 +75,7 @@ def pack_rows(rows: Sequence[EncodedRow], *, num_virtual_tokens: int) -> Pack:
         for token, label in enumerate(row.labels[: end + 1]):
             if label == IGNORE_INDEX or (token == 0 and num_virtual_tokens == 0):
                 continue
-            place = num_virtual_tokens + token - 1  # the token before predicts it
+            place = num_virtual_tokens + token - 1  # the token in front predicts this label
             places.append(place if place < shared else place - shared + start)
             targets.append(label)
         counts.append(len(targets) - before)
@@ -82,9 +84,10 @@ def pack_rows(rows: Sequence[EncodedRow], *, num_virtual_tokens: int) -> Pack:
 
 
 def cut_passes(rows: Sequence[EncodedRow], *, num_virtual_tokens: int, max_tokens: int) -> list[list[EncodedRow]]:
-    """Distribute rows over as few passes as `max_tokens` places, prompt included, allow; the longest rows go first.
+    """Distribute rows over few passes of at most `max_tokens` places each, the prompt included.
 
-    A row that is longer than that gets a pass of its own.
+    The longest rows are placed first, each in the first pass that has room for it. A row that is longer than
+    `max_tokens` gets a pass of its own. The rows' common opening is counted for every row, so a pack may be shorter.
     """
     passes: list[tuple[int, list[EncodedRow]]] = []
     for row in sorted(rows, key=lambda row: len(needed_ids(row)), reverse=True):
@@ -98,28 +101,30 @@ def cut_passes(rows: Sequence[EncodedRow], *, num_virtual_tokens: int, max_token
 
 
 def needed_ids(row: EncodedRow) -> list[int]:
-    """The ids that some prediction of this row rests on: all in front of its last label."""
+    """The input_ids that the row's predictions depend on, which are all those in front of its last label."""
     last = max((token for token, label in enumerate(row.labels) if label != IGNORE_INDEX), default=0)
     return row.input_ids[:last]
 
 
 def _common_opening(inputs: Sequence[list[int]]) -> list[int]:
-    """The longest list that every input starts with."""
+    """The longest list of ids that every input starts with."""
     if not inputs:
         return []
-    shortest, longest = min(inputs), max(inputs)  # in the order of lists, the two that differ first
+    # Python compares lists item by item, so the smallest and the largest input are the two that differ earliest
+    shortest, longest = min(inputs), max(inputs)
     same = next((i for i, pair in enumerate(zip(shortest, longest, strict=False)) if pair[0] != pair[1]), len(shortest))
     return shortest[:same]
 
 
 def plan_batches(lengths: Sequence[int], size: int, *, largest_gap: int | None = None) -> list[list[int]]:
-    """Places in batches of at most `size` rows of like length.
+    """Group row indices into batches of at most `size` rows of similar length.
 
-    The longest come first, so that a batch too large for the memory fails at the start, and the time that the bar
-    foretells shrinks.
+    The longest rows come first. A batch that is too large for the memory then fails at the start, and the remaining
+    time that a progress bar shows gets shorter rather than longer.
 
     Args:
-        largest_gap: most tokens by which the lengths in a batch may differ; None is any number.
+        lengths: the number of tokens of every row.
+        largest_gap: how many tokens the lengths in a batch may differ by; None means any number.
     """
     batches: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
@@ -133,7 +138,7 @@ def plan_batches(lengths: Sequence[int], size: int, *, largest_gap: int | None =
 
 
 def pad_rows(rows: Sequence[EncodedRow], *, pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
-    """Right-pad rows to the longest: `input_ids`, `attention_mask` and `labels`, each int64 `[B, T]`."""
+    """Right-pad rows to the longest one; returns `input_ids`, `attention_mask` and `labels`, each int64 `[B, T]`."""
     longest = max(len(row.input_ids) for row in rows)
 
     def padded(sequences: list[list[int]], fill: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""BLOOM's layers on packs: the one family that bypasses transformers' attention interface.
+"""BLOOM's layers on packs. BLOOM is the one family here that does not use transformers' attention interface.
 
-The modules' own weights are used, in the order of `BloomBlock.forward`; what changes is who attends to whom, and what
-is left out: the first layer's text needs no gradient, the last layer's output only exists where something is
-predicted, and GELU's slope is kept instead of its input.
+The code calls the modules of the base in the order of `BloomBlock.forward`. It differs in the attention, which is
+passed in, and in what it leaves out: the first layer computes no gradient for the text, the last layer computes its
+output only at the places that predict a label, and GELU keeps its derivative for the backward pass, not its input.
 """
 
 from typing import Any, TypeGuard
@@ -19,17 +19,18 @@ from softprompt.engine.cpu_kernels import gelu
 
 
 def is_bloom(model: PreTrainedModel) -> TypeGuard[BloomForCausalLM]:
-    """Whether this file's way is the one for a causal LM."""
+    """Whether a causal LM runs through the functions of this file."""
     return model.config.model_type == "bloom"
 
 
 def hidden_states(model: BloomForCausalLM, prompt: Tensor, text: Tensor, places: Tensor, attend, recompute: bool):
-    """Final hidden states `[N, H]` at `places` of `[prompt | text]`.
+    """Compute the final hidden states `[N, H]` at `places` of the sequence `[prompt | text]`.
 
     Args:
         prompt: embeddings `[P, H]` of the virtual tokens, in the base's dtype.
-        text: embeddings `[S - P, H]` of the ids behind them.
-        attend: from query, key and value `[Q, S, D]` and the `Rules` to `[S, Q, D]`.
+        text: embeddings `[S - P, H]` of the ids behind the prompt.
+        places: indices into the sequence, int64 `[N]`.
+        attend: a function from query, key and value `[Q, S, D]` and the `Rules` to `[S, Q, D]`.
         recompute: keep only the layers' inputs and compute the rest again in the backward pass.
     """
     base = model.transformer
@@ -38,7 +39,7 @@ def hidden_states(model: BloomForCausalLM, prompt: Tensor, text: Tensor, places:
     hidden = torch.cat(parts)  # [S, H]
     last = len(base.h) - 1
     for depth, layer in enumerate(base.h):
-        # the first layer's text depends on nothing that learns, so its projections stay out of the backward pass
+        # nothing in front of the first layer's text is trained, so autograd can skip the projections of that part
         inputs = parts if depth == 0 else [hidden]
         arguments = (layer, hidden, inputs, attend, rules, places if depth == last else None)
         hidden = checkpoint(layer_output, *arguments, use_reentrant=False) if recompute else layer_output(*arguments)
@@ -46,7 +47,7 @@ def hidden_states(model: BloomForCausalLM, prompt: Tensor, text: Tensor, places:
 
 
 def attention_rules(model: BloomForCausalLM) -> Rules:
-    """ALiBi's slopes, as transformers computes them, and the scale of a head."""
+    """The rules of BLOOM's attention: ALiBi's slopes, as transformers computes them, and 1 / sqrt(D) as the scale."""
     heads = model.config.n_head
     two_keys = torch.ones((1, 2), device=model.device)
     slopes = build_alibi_tensor(two_keys, heads, torch.float32)[:, 0, 1]  # slope x position 1
@@ -54,9 +55,11 @@ def attention_rules(model: BloomForCausalLM) -> Rules:
 
 
 def layer_output(layer: Any, hidden: Tensor, inputs: list[Tensor], attend, rules: Rules, places: Tensor | None):
-    """One BloomBlock on `[S, H]`; with `places`, only there: `[N, H]`.
+    """Run one BloomBlock on `hidden` `[S, H]`; returns `[S, H]`, or only the `[N, H]` at `places` if they are given.
 
-    The layer is `Any` to a type checker, which cannot tell a module's own modules from its tensors.
+    Args:
+        layer: a BloomBlock; its type is `Any`, since a type checker cannot tell a module's submodules from its tensors.
+        inputs: `hidden`, whole or cut into parts that are projected one by one.
     """
     attention = layer.self_attention
     normed = [layer.input_layernorm(part) for part in inputs]

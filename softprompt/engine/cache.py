@@ -1,13 +1,14 @@
-"""Keys and values of one batch, with the soft prompt's in front: memory of a fixed size that grows no tensor.
+"""The key/value cache of one batch, with the soft prompt's keys and values in front. Its size never changes.
 
-The slots of a row, B rows of T text tokens, pads included, alike:
+Every row of the batch uses the same slots; T counts its pads too:
 
     slot       0 .. P-1   P .. P+T-1             P+T ..
     holds      prompt     pads, then the text    new tokens
     position   0 .. P-1   none, then P, P+1, ..  one more each
 
-All rows write the same slots at the same time, whatever their length; what a row sees is told by positions alone.
-S slots, L of them filled by one pass, K of them looked at; Q query heads, G key heads, D the width of a head.
+All rows fill the same slots in the same forward pass, whatever their length. Only the positions decide which slots a
+row sees. Letters in shapes: the B rows have S slots each, of which a forward pass fills L and looks at K; there are Q
+query heads and G key heads, each D wide.
 """
 
 import math
@@ -18,16 +19,21 @@ from torch import Tensor
 
 from softprompt.engine.attention import Rules
 
-PAD = 1 << 30  # the position of a pad: behind every query, so no token sees it
+PAD = 1 << 30  # the position of a pad: it comes after every real token, so causality hides the pad from them all
 
 
 class Cache:
-    """Keys and values `[B, G, S, D]` of every layer, and the slots that the pass under way fills."""
+    """Keys and values `[B, G, S, D]` of every layer, and the slots that the current forward pass fills."""
 
     def __init__(self, positions: Tensor, prompt: "Cache | None" = None) -> None:
-        """Room for `positions` `[B, S]`, of which `prompt`, a cache of one row, has computed the first P."""
+        """Make room for slots with these `positions`, int64 `[B, S]`.
+
+        Args:
+            prompt: a cache of one row, whose P slots are copied to the front of every row.
+        """
         self.padded = bool((positions == PAD).any())
-        self.positions = positions if self.padded else positions[:1]  # [B or 1, S]
+        # [B or 1, S]: without pads, all rows have the same positions
+        self.positions = positions if self.padded else positions[:1]
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         if prompt is not None:
@@ -37,11 +43,11 @@ class Cache:
                     mine[layer][:, :, : tensor.shape[2]] = tensor
 
     def begin(self, slots: Tensor, seen: int | None = None) -> None:
-        """The pass to come fills `slots` `[L]`, one after another.
+        """Start a forward pass that fills `slots`, consecutive indices, int64 `[L]`.
 
         Args:
-            seen: the slots up to these, the only ones to look at; None looks at all and hides those not yet filled,
-                which is the same with shapes that never change.
+            seen: how many slots, counted from the first, the queries look at. None means all of them: those that are
+                not filled yet are hidden by their positions, so the result is the same and no shape ever changes.
         """
         self.slots, self.seen = slots, seen
         self.queries = self.positions[:, slots]  # [B or 1, L]
@@ -49,11 +55,14 @@ class Cache:
 
     @property
     def position_ids(self) -> Tensor:
-        """Positions of the slots being filled, any that exists at pads. `[B or 1, L]`"""
+        """The position_ids of the slots being filled, int64 `[B or 1, L]`; a pad gets 0, but any valid one would do."""
         return self.queries.masked_fill(self.queries == PAD, 0) if self.padded else self.queries
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
-        """Put a layer's `key` and `value` `[B, G, L, D]` into their slots and let `query` `[B, Q, L, D]` look."""
+        """Write `key` and `value` `[B, G, L, D]` of layer number `layer` into the slots, then attend to what is there.
+
+        `query` is `[B, Q, L, D]`, and so is the result.
+        """
         if layer not in self.keys:
             self.keys[layer], self.values[layer] = (_room(new, self.positions.shape[1]) for new in (key, value))
         keys, values = self.keys[layer], self.values[layer]
@@ -62,7 +71,7 @@ class Cache:
         return attention(query, keys[:, :, : self.seen], values[:, :, : self.seen], self._bias(rules, query), rules)
 
     def _bias(self, rules: Rules, query: Tensor) -> Tensor | None:
-        """`bias` for this pass, made once for all layers with the same rules; None if everything looked at counts."""
+        """The `bias` of this forward pass, computed once for all layers with the same rules; None if it would be 0."""
         plain = rules.slopes is None and rules.window is None
         if plain and not self.padded and query.shape[2] == 1 and self.seen is not None:
             return None
@@ -73,15 +82,19 @@ class Cache:
 
 
 def slot_positions(mask: Tensor, num_virtual_tokens: int, new_tokens: int) -> Tensor:
-    """Positions `[B, P + T + new]` behind a prompt, from the text's mask `[B, T]` with 0 at pads."""
+    """The positions of all slots, int64 `[B, P + T + new]`, from the attention_mask `[B, T]` of a left-padded text.
+
+    Real tokens are counted from 0, the virtual tokens first; pads get `PAD`.
+    """
     real = F.pad(mask != 0, (num_virtual_tokens, new_tokens), value=True)
     return (real.cumsum(1) - 1).masked_fill(~real, PAD)
 
 
 def bias(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
-    """ALiBi and mask from positions `[B, L]` and `[B, K]`, to be added to scores. fp32 `[B, 1 or Q, L, K]`
+    """What is added to the scores of queries and keys at positions `[B, L]` and `[B, K]`: fp32 `[B, 1 or Q, L, K]`.
 
-    ALiBi counts from the query, where half precisions are finest (see `attention.py`).
+    It holds ALiBi, and -inf where a key is hidden. ALiBi counts from the query, as `Layout._bias` in `attention.py`
+    explains.
     """
     distance = (queries[:, :, None] - keys[:, None, :])[:, None]  # [B, 1, L, K]
     hidden = distance < 0
@@ -95,11 +108,11 @@ def bias(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, rules: Rules) -> Tensor:
-    """Query `[B, Q, L, D]`, keys and values `[B, G, K, D]` -> `[B, Q, L, D]`."""
+    """Compute the attention of query `[B, Q, L, D]` to keys and values `[B, G, K, D]`: `[B, Q, L, D]`."""
     heads, groups = query.shape[1], query.shape[1] // keys.shape[1]
     if rules.softcap is not None:
         return _capped_attention(query, keys, values, bias, rules.scale, rules.softcap)
-    # the heads that share one query's keys are like several queries of one head
+    # with one query per row, the query heads that share a key head can be passed as several queries of that head
     folded = groups > 1 and query.shape[2] == 1 and (bias is None or bias.shape[1] == 1)
     query = query.reshape(len(query), -1, groups, query.shape[3]) if folded else query
     gqa = groups > 1 and not folded
@@ -110,7 +123,7 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, 
 def _capped_attention(
     query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, softcap: float
 ) -> Tensor:
-    """The same with soft-capped scores, which no kernel offers."""
+    """Compute `attention` with soft-capped scores, which torch's fused kernel does not offer."""
     shape = (len(query), keys.shape[1], -1, query.shape[3])
     scores = (query.reshape(shape) @ keys.transpose(2, 3)).view(*query.shape[:3], -1)  # [B, Q, L, K]
     scores = softcap * torch.tanh(scores * (scale / softcap))
@@ -120,5 +133,8 @@ def _capped_attention(
 
 
 def _room(tensor: Tensor, slots: int, rows: int | None = None) -> Tensor:
-    """Zeros like `tensor` `[B, G, *, D]` with this many slots and rows: one not yet filled must not hold NaN."""
+    """Zeros `[rows, G, slots, D]` like `tensor` `[B, G, *, D]`; `rows` is B by default.
+
+    Empty memory would not do: a hidden slot has weight 0, and 0 x NaN is NaN.
+    """
     return tensor.new_zeros(rows or len(tensor), tensor.shape[1], slots, tensor.shape[3])

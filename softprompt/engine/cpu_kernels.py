@@ -1,4 +1,4 @@
-"""Linear layers on few rows, as decoding one token of each text has them."""
+"""Faster CPU kernels: linear layers on few rows, as decoding has them, and GELU with its derivative."""
 
 import functools
 import os
@@ -8,16 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-THIN = 512  # rows up to which the products below were measured to be faster
+THIN = 512  # the most rows for which `thin_linear` was measured to be faster
 
 
 class ThinLinear(TorchFunctionMode):
-    """In this block, linear layers in bf16 on a CPU with AMX multiply with the weight on the left.
+    """A context in which linear layers in bf16 on a CPU with AMX multiply with the weight on the left.
 
-    A product with few rows is a walk through the weight. oneDNN's AMX kernels copy the weight into a layout of their
-    own on every call when it stands on the right, but not on the left. Measured on a CPU with AMX, one core, a token of
-    bloom-389m's shape in bf16: 68 ms instead of 83 for one row, 84 instead of 99 for eight. On a CPU with AVX512-BF16
-    and no AMX the plain product is the faster one (docs/experiments.md has both), so it is left as it is there.
+    A product with few rows spends its time on reading the weight. When the weight is the right operand, oneDNN's AMX
+    kernels copy it into a layout of their own on every call; when it is the left operand, they do not. On one core of
+    a CPU with AMX, a token of bloom-389m's shape in bf16 took 68 ms instead of 83 for one row, and 84 instead of 99 for
+    eight. On a CPU with AVX512-BF16 and no AMX the plain product is faster, so it stays as it is there
+    (docs/experiments.md has both measurements).
     """
 
     def __torch_function__(self, function, types, arguments=(), settings=None):
@@ -27,16 +28,16 @@ class ThinLinear(TorchFunctionMode):
 
 
 def fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether `thin_linear` is the faster way."""
+    """Whether `thin_linear` is faster than `F.linear` for these arguments."""
     few = x.numel() <= THIN * x.shape[-1]
     return few and x.device.type == "cpu" and x.dtype == weight.dtype == torch.bfloat16 and cpu_uses_amx()
 
 
 @functools.cache
 def cpu_uses_amx() -> bool:
-    """Whether oneDNN multiplies bf16 matrices with AMX here: the CPU has it, and no environment variable forbids it.
+    """Whether oneDNN multiplies bf16 matrices with AMX: the CPU has it, and no environment variable forbids it.
 
-    The choice depends on the hardware's feature and never on a timing, so that a run's bits do not depend on noise.
+    The choice depends on the CPU's features and never on a timing, which would make a run's bits depend on noise.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
     allowed = limit.upper() in ("DEFAULT", "ALL") or "AMX" in limit.upper()
@@ -44,35 +45,38 @@ def cpu_uses_amx() -> bool:
 
 
 def thin_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x `[..., in]`, weight `[out, in]` -> `[..., out]`."""
+    """Compute `F.linear` with the weight on the left: x `[..., in]`, weight `[out, in]` -> `[..., out]`."""
     rows = x.reshape(-1, x.shape[-1])
-    # a lone row is doubled, since a product with one column takes the slow way again
+    # a single row is doubled, since a product with one column is slow again
     columns = rows.expand(2 if len(rows) == 1 else -1, -1).t()  # [in, rows]
-    output = torch.mm(weight, columns).t()[: len(rows)].contiguous()  # what reads it next wants whole rows
+    output = torch.mm(weight, columns).t()[: len(rows)].contiguous()  # the next reader wants contiguous rows
     return (output if bias is None else output.add_(bias)).reshape(*x.shape[:-1], -1)
 
 
-SLOPE = 2 * 0.79788456  # as BLOOM rounds sqrt(2 / pi)
+SLOPE = 2 * 0.79788456  # 2 sqrt(2 / pi), rounded as in BLOOM's code
 
 
 CUBIC = 0.044715
 
 
-GELU_BLOCK = 48  # rows of 4,096 numbers in fp32 that stay in a core's cache over a dozen operations
+GELU_BLOCK = 48  # this many rows of 4,096 fp32 numbers stay in a core's cache over a dozen operations
 
 
 def gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """BLOOM's tanh GELU of x + bias, written as x * sigmoid(SLOPE * (x + CUBIC * x^3)). `[S, *]`"""
+    """Compute BLOOM's tanh GELU of u = x + bias, which equals u * sigmoid(SLOPE * (u + CUBIC * u^3)).
+
+    `x` is `[S, F]` and `bias` `[F]`; the result has the shape and the dtype of `x`.
+    """
     if torch.is_grad_enabled() and x.requires_grad and x.device.type == "cpu":
         return _Gelu.apply(x, bias)
     return F.gelu(x + bias, approximate="tanh")
 
 
 class _Gelu(torch.autograd.Function):
-    """Both the value and the slope in one walk over cache-sized blocks, in fp32 for half precisions.
+    """GELU that computes its derivative in the forward pass too, block by block, in fp32 for half precisions.
 
-    For [744, 4096] in bf16 on two cores, torch 2.13's tanh GELU takes 2.7 ms forward and 2.8 backward, this 3.6 and
-    0.7.
+    A block fits into a core's cache. For [744, 4096] in bf16 on two cores, torch 2.13's tanh GELU takes 2.7 ms forward
+    and 2.8 backward, and this one takes 3.6 and 0.7.
     """
 
     @staticmethod
@@ -80,13 +84,13 @@ class _Gelu(torch.autograd.Function):
         value, slope = torch.empty_like(x), torch.empty_like(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         one, bias = torch.tensor(SLOPE, dtype=wide), bias.to(wide)
-        scratch = torch.empty(3, GELU_BLOCK, x.shape[1], dtype=wide)  # fresh memory for every block costs more
+        scratch = torch.empty(3, GELU_BLOCK, x.shape[1], dtype=wide)  # allocating for every block costs more
         for x_block, value_block, slope_block in zip(*(t.split(GELU_BLOCK) for t in (x, value, slope)), strict=True):
             block, square, gate = scratch[:, : len(x_block)]
             torch.mul(block.copy_(x_block).add_(bias), block, out=square)
             torch.add(one, square, alpha=SLOPE * CUBIC, out=gate).mul_(block).sigmoid_()
             value_block.copy_(block.mul_(gate))
-            # d/dx x s(z) = s + x s (1 - s) z'
+            # the derivative of x s(z), with s the sigmoid and z = SLOPE (x + CUBIC x^3), is s + x s (1 - s) z'
             block.addcmul_(block, gate, value=-1)
             torch.add(one, square, alpha=3 * SLOPE * CUBIC, out=square)
             slope_block.copy_(gate.addcmul_(block, square))

@@ -1,7 +1,8 @@
-"""Decoding behind a prompt whose keys and values are computed once: prefill the texts, then one token at a time.
+"""Decoding behind a prompt whose keys and values are computed once: prefill the texts, then add one token at a time.
 
-transformers' `generate` prepares everything (settings, their checks, logits processors, stopping criteria, repeated
-rows) and hands it to `decode` here, through its own `custom_generate`; so ids and draws are those of its own loop.
+transformers' `generate` prepares everything: the settings and their checks, logits processors, stopping criteria and
+repeated rows. It then calls `decode` in place of its own loop, through its argument `custom_generate`. The ids and the
+random draws are therefore those of transformers' own loop.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from softprompt.engine.cpu_kernels import ThinLinear
 from softprompt.engine.families import can_pack, own_attention
 from softprompt.errors import UserError
 
-# what `decode` honours, by itself or through the processors and criteria that it is handed
+# the settings that `decode` obeys, by itself or through the processors and criteria that it gets
 IMPLEMENTED = {
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "do_sample", "temperature", "top_k",
     "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
@@ -38,16 +39,17 @@ IMPLEMENTED = {
     "begin_suppress_tokens", "num_return_sequences", "pad_token_id", "bos_token_id", "eos_token_id", "streamer",
     "generation_config",
 }  # fmt: skip
-# values that ask for nothing, besides None and False; any other setting is left to transformers' own loops
+# values that, like None and False, change nothing; with any other setting transformers' own loops decode
 NEUTRAL = {
     "num_beams": 1, "num_beam_groups": 1, "use_cache": True, "guidance_scale": 1, "encoder_repetition_penalty": 1,
     "length_penalty": 1, "diversity_penalty": 0, "encoder_no_repeat_ngram_size": 0, "cache_implementation": "hybrid",
 }  # fmt: skip
-Run = Callable[[Cache, Tensor], Tensor]  # embeddings [B, L, H] of the slots begun -> logits [B, V] of the last
+# a forward pass: the embeddings `[B, L, H]` for the slots that the cache has begun -> logits `[B, V]` at the last one
+Run = Callable[[Cache, Tensor], Tensor]
 
 
 def can_decode(base_model: PreTrainedModel, settings: dict) -> bool:
-    """Whether `decode` does all that these settings, and what the base's own config says, ask for."""
+    """Whether `decode` can do all that these settings and the base's own generation config ask for."""
     known = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {"transformers_version"}
     sources = [settings, *_configs(base_model, settings)]
     for name in (known | settings.keys()) - IMPLEMENTED:
@@ -58,10 +60,14 @@ def can_decode(base_model: PreTrainedModel, settings: dict) -> bool:
 
 
 def text_lengths(base_model: PreTrainedModel, settings: dict, text_length: int) -> dict:
-    """Turn limits on text ids into limits on new ids, which do not depend on how the prompt is fed.
+    """Turn `max_length` and `min_length`, which count text ids, into `max_new_tokens` and `min_new_tokens`.
 
-    A new-token limit wins over a length, and what the caller gives over what the base's config says; with neither,
-    20 new tokens, as in transformers.
+    Limits on new tokens do not depend on how the prompt is fed. What the caller passes wins over the caller's
+    generation config, and that wins over the base's; within each of them, a limit on new tokens wins over a length. If
+    none of them has a limit, there are 20 new tokens, as in transformers.
+
+    Raises:
+        UserError: the limit leaves no room for a new token.
     """
     sources = [settings, *_configs(base_model, settings)]
     settings, config = dict(settings), settings.get("generation_config")
@@ -81,7 +87,10 @@ def text_lengths(base_model: PreTrainedModel, settings: dict, text_length: int) 
 
 
 def prompt_cache(base_model: PreTrainedModel, prompt: Tensor) -> Cache:
-    """Run the prompt `[P, H]` through the base, once for all requests: a cache of one row and P slots."""
+    """Run the prompt `[P, H]`, in the base's dtype, through the base; returns a cache of one row and P slots.
+
+    Every later batch copies from this cache.
+    """
     slots = torch.arange(len(prompt), device=prompt.device)
     cache = Cache(slots[None])
     cache.begin(slots, len(prompt))
@@ -101,11 +110,12 @@ def decode(
     streamer: BaseStreamer | None,
     **model_inputs: Tensor | None,
 ) -> Tensor:
-    """What `generate` calls in place of its own loop, with all but `prompt` and `streamer` prepared by it.
+    """Decode in place of the loop of `generate`, which prepares and passes all but `prompt` and `streamer`.
 
     Args:
-        input_ids: int64 `[B, T]`, pads in front, and a last token in every row.
-        model_inputs: among them `attention_mask` `[B, T]`, 0 at pads; None without any.
+        input_ids: int64 `[B, T]`, left-padded; no row consists of pads alone.
+        prompt: the cache that `prompt_cache` made.
+        model_inputs: contains `attention_mask`, `[B, T]` with 0 at pads, or None if there are no pads.
 
     Returns:
         int64 `[B, T + new]`.
@@ -116,7 +126,7 @@ def decode(
     mask = torch.ones_like(input_ids) if mask is None else mask
     cache = Cache(slot_positions(mask, start, limit - length), prompt)
     choose = _draw if generation_config.do_sample else functools.partial(torch.argmax, dim=-1)
-    # called with tensors; transformers' annotation wants a LongTensor, which is the class of none
+    # the annotation is for type checkers: transformers' own asks for a LongTensor, and no tensor is of that class
     processors: Callable[..., Tensor] = LogitsProcessorList(each for each in logits_processor if not _idle(each))
     pad = generation_config._pad_token_tensor
     ids = torch.cat([input_ids, input_ids.new_zeros(rows, limit - length)], dim=1)  # [B, T + new]
@@ -142,7 +152,10 @@ def decode(
 def feed(
     base_model: PreTrainedModel, run: Run, cache: Cache, ids: Tensor, slots: Tensor, seen: int | None = None
 ) -> Tensor:
-    """Logits `[B, V]` behind `ids` `[B, L]`, whose keys and values go into `slots` `[L]`."""
+    """Run `ids` `[B, L]` through the base, with their keys and values in `slots` `[L]`: logits `[B, V]` at the last id.
+
+    `seen` is that of `Cache.begin`.
+    """
     cache.begin(slots, seen)
     return run(cache, base_model.get_input_embeddings()(ids))
 
@@ -150,7 +163,13 @@ def feed(
 def one_token_steps(
     base_model: PreTrainedModel, run: Run, cache: Cache, ids: Tensor
 ) -> Callable[[Tensor, int], Tensor]:
-    """A function from one id per row `[B]` and its slot to logits `[B, V]`; on CUDA a recorded graph of kernels."""
+    """Make a function from one id per row, `[B]`, and their slot to logits `[B, V]`.
+
+    On CUDA it replays a recorded graph of kernels; if recording fails, it warns and runs the kernels one by one.
+
+    Args:
+        ids: any ids `[B]` of the batch, to record with.
+    """
     slots = torch.arange(cache.positions.shape[1], device=ids.device)
 
     def step(ids: Tensor, slot: int) -> Tensor:
@@ -167,10 +186,13 @@ def one_token_steps(
 
 
 class CudaGraph:
-    """One decoding step, recorded once and replayed for every token: a launch instead of hundreds."""
+    """The forward pass of one token per row, recorded once and replayed: one launch instead of hundreds."""
 
     def __init__(self, feed: Callable[[Tensor, Tensor], Tensor], ids: Tensor, slots: Tensor) -> None:
-        """Record `feed(ids [B, 1], slots [1])`. It fills the slots given, which the replay for them fills again."""
+        """Record `feed(ids [B, 1], slots [1])`.
+
+        Recording fills `slots`; the cache hides them until the replay for these slots fills them again.
+        """
         self.ids, self.slots = ids.clone(), slots.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -182,7 +204,7 @@ class CudaGraph:
             self.logits = feed(self.ids, self.slots)
 
     def __call__(self, ids: Tensor, slot: int) -> Tensor:
-        """Logits `[B, V]` behind one id per row `[B]`; they are overwritten by the next call."""
+        """Return logits `[B, V]` behind one id per row, `[B]`; the next call overwrites this tensor."""
         self.ids.copy_(ids[:, None])
         self.slots.fill_(slot)
         self.graph.replay()
@@ -191,7 +213,7 @@ class CudaGraph:
 
 @contextlib.contextmanager
 def running(base_model: PreTrainedModel) -> Iterator[Run]:
-    """How this base runs on a `Cache`, for the duration of the block."""
+    """Give the function that runs this base on a `Cache`; it is valid inside this context."""
     if bloom.is_bloom(base_model):
         with ThinLinear():
             yield functools.partial(_run_bloom, base_model, bloom.attention_rules(base_model))
@@ -213,7 +235,10 @@ def _run_bloom(model: BloomForCausalLM, rules: Rules, cache: Cache, embeds: Tens
 def _attend_flat(
     cache: Cache, layer: int, rows: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules
 ) -> Tensor:
-    """`Cache.attend` for heads `[Q, B * L, D]` -> `[B * L, Q, D]`."""
+    """Call `Cache.attend` with rows that are joined, as `bloom.layer_output` has them.
+
+    `query` is `[Q, B * L, D]`, and so are key and value; the result is `[B * L, Q, D]`.
+    """
     query, key, value = (x.unflatten(1, (rows, -1)).transpose(0, 1) for x in (query, key, value))
     return cache.attend(layer, query, key, value, rules).transpose(1, 2).flatten(0, 1)
 
@@ -227,15 +252,15 @@ def _run_interface(base_model: PreTrainedModel, cache: Cache, embeds: Tensor) ->
 
 
 def _draw(scores: Tensor) -> Tensor:
-    """One id per row from scores `[B, V]`, as transformers draws it."""
+    """Draw one id per row from scores `[B, V]`, in the same way as transformers: int64 `[B]`."""
     return torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
 
 
 def _idle(processor: LogitsProcessor) -> bool:
-    """A min-p of 0 sorts the vocabulary to remove nothing."""
+    """Whether a processor changes nothing: a min-p of 0 sorts the whole vocabulary and removes no id."""
     return isinstance(processor, MinPLogitsWarper) and processor.min_p == 0
 
 
 def _configs(base_model: PreTrainedModel, settings: dict) -> list[dict]:
-    """The caller's generation config, if any, and the base's own."""
+    """The settings in the caller's generation config, if there is one, and in the base's own."""
     return [vars(c) for c in (settings.get("generation_config"), base_model.generation_config) if c is not None]

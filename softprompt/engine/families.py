@@ -1,4 +1,7 @@
-"""transformers' attention interface: for the duration of a block, a base's layers attend as the caller says."""
+"""Which architectures can run packs, and how a caller replaces the attention of a base's layers inside a block.
+
+The attention is replaced through transformers' `AttentionInterface`; gradient checkpointing is here too.
+"""
 
 import contextlib
 import functools
@@ -14,13 +17,16 @@ from softprompt.engine.attention import Rules
 from softprompt.errors import UserError
 
 NAME = "softprompt"
-# from a layer's number, query `[B, Q, L, D]`, key and value `[B, G, L, D]` and the rules to `[B, L, Q, D]`
+# a function from a layer's number, query `[B, Q, L, D]`, key and value `[B, G, L, D]` and the rules to `[B, L, Q, D]`
 Attend = Callable[[int, Tensor, Tensor, Tensor, Rules], Tensor]
 
 
 @contextlib.contextmanager
 def own_attention(base_model: PreTrainedModel) -> Iterator[None]:
-    """Let the base's layers call the `attend` that its forward is given, an `Attend`, with no mask of their own."""
+    """Within this context, the base's layers call the `Attend` that is passed to its forward as `attend=...`.
+
+    The base builds no attention mask of its own.
+    """
     AttentionInterface.register(NAME, _attention)
     before = base_model.config._attn_implementation
     base_model.config._attn_implementation = NAME
@@ -31,7 +37,7 @@ def own_attention(base_model: PreTrainedModel) -> Iterator[None]:
 
 
 def _attention(
-    module: Any,  # an attention module; a type checker takes its `layer_idx` for a tensor
+    module: Any,  # an attention module; a type checker would take its `layer_idx` for a tensor
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -43,24 +49,24 @@ def _attention(
     attend: Attend,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer; keyword arguments of the base's forward arrive here."""
+    """Call `attend` for transformers, which calls this in every layer with the keyword arguments of the forward."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(module.layer_idx, query, key, value, Rules(scale, window=sliding_window, softcap=softcap)), None
 
 
-# the families whose packs are tested against the untouched model, row by row
+# model types whose packs the tests compare with the unchanged model, row by row
 THROUGH_INTERFACE = {
     "cohere", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi", "qwen2", "qwen3",
     "starcoder2",
 }  # fmt: skip
 
 
-# rotary embeddings whose angles depend on the longest row of a batch, so that rows would not be independent
+# these rotary embeddings have angles that depend on the longest row of a batch, so rows would not be independent
 BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 def can_pack(base_model: PreTrainedModel) -> bool:
-    """Whether packs of this base are exact; otherwise rows go through it as padded batches."""
+    """Whether this base computes packs exactly; if not, its rows run as padded batches."""
     config = base_model.config
     if config.model_type == "bloom":
         return True
@@ -73,7 +79,7 @@ def recomputable_layers(base_model: PreTrainedModel) -> list[nn.Module]:
     """The layers that gradient checkpointing runs twice.
 
     Raises:
-        UserError: there are none.
+        UserError: the base has no such layers.
     """
     layers: list[nn.Module] = [each for each in base_model.modules() if isinstance(each, GradientCheckpointingLayer)]
     if not layers:
@@ -85,13 +91,17 @@ def recomputable_layers(base_model: PreTrainedModel) -> list[nn.Module]:
 def recomputed_layers(
     base_model: PreTrainedModel, around: Callable[[PreTrainedModel], contextlib.AbstractContextManager] | None = None
 ) -> Iterator[None]:
-    """Gradient checkpointing for a base in eval mode, where transformers' own switch does nothing.
+    """Use gradient checkpointing for a base in eval mode, where transformers' own switch does nothing.
 
-    Every layer's forward is wrapped for the duration of the block: its activations are recomputed in the backward
-    pass (Chen et al., 2016), and all weights and modes stay as they are.
+    Within this context every layer's forward is wrapped, so that its activations are recomputed in the backward pass
+    (Chen et al., 2016). All weights and modes stay as they are.
 
     Args:
-        around: a context that both runs of a layer need; the second comes when this block has long been left.
+        around: makes a context that both runs of a layer need. The second run happens in the backward pass, when this
+            context has already ended.
+
+    Raises:
+        UserError: the base has no layers that can be recomputed.
     """
     layers = recomputable_layers(base_model)
 
@@ -109,6 +119,6 @@ def recomputed_layers(
 
 
 def _rope_types(config: object) -> set[str]:
-    """The kinds of rotary embedding that a config asks for, of all kinds of layers."""
+    """The rope types that a config names, for all of its layer types together."""
     parameters = getattr(config, "rope_parameters", None) or {}
     return {entry.get("rope_type", "") for entry in (parameters, *parameters.values()) if isinstance(entry, dict)}

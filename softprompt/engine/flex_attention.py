@@ -1,7 +1,7 @@
 """The attention of `attention.py` as one CUDA kernel: FlexAttention with a pack's layout as its mask.
 
-Everything here but the compiled kernel also runs on the CPU, where the tests hold it to `plain_attention`. Whether the
-kernel itself is right on the card at hand, a small pack tells before the first one that counts (`problem`).
+Everything here except the compiled kernel also runs on the CPU, where the tests compare it with `plain_attention`. The
+kernel itself is checked on the GPU at hand: `problem` runs a small pack through it before the first real one.
 """
 
 import functools
@@ -12,12 +12,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from softprompt.engine.attention import Layout, Rules, plain_attention
 
-# of the largest output or gradient: half precisions keep 8 or 11 bits, and a kernel may multiply fp32 as TF32
+# The allowed error, relative to the largest output or gradient. Half precisions keep 8 or 11 bits, and a kernel may
+# multiply fp32 as TF32.
 TOLERANCE = 2e-2
 
 
 def flex_attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules) -> Tensor:
-    """Query `[Q, S, D]`, key and value `[G, S, D]` -> `[S, Q, D]`, as `plain_attention`."""
+    """Compute what `plain_attention` computes: query `[Q, S, D]`, key and value `[G, S, D]` -> `[S, Q, D]`."""
     kernel = _compiled() if query.is_cuda else flex_attention
     settings = {"score_mod": score_function(layout, rules), "block_mask": block_mask(layout, rules)}
     output = kernel(query[None], key[None], value[None], scale=rules.scale, enable_gqa=True, **settings)
@@ -25,7 +26,7 @@ def flex_attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules
 
 
 def block_mask(layout: Layout, rules: Rules) -> BlockMask:
-    """Who sees whom, made once per pack for all layers with the same window."""
+    """The mask of a pack, which says which places see each other; made once for all layers with the same window."""
     name = ("block mask", rules.window)
     if name not in layout.masks:
         rows, positions, window = layout.rows, layout.positions, rules.window
@@ -40,7 +41,10 @@ def block_mask(layout: Layout, rules: Rules) -> BlockMask:
 
 
 def score_function(layout: Layout, rules: Rules):
-    """From query . key, scaled, to the score: the soft cap, then ALiBi counted from the query."""
+    """Make the function that turns scale x (query . key) into the score: first the soft cap, then ALiBi.
+
+    ALiBi counts from the query, as `Layout._bias` in `attention.py` explains.
+    """
     positions, slopes, softcap = layout.positions, rules.slopes, rules.softcap
 
     def score(product: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -55,9 +59,15 @@ def score_function(layout: Layout, rules: Rules):
 
 @functools.cache
 def problem(device: torch.device, dtype: torch.dtype, heads: int, groups: int, width: int) -> str | None:
-    """Why FlexAttention cannot be used for such heads on this device; None where it can.
+    """The reason why FlexAttention cannot be used for such heads on this device, or None if it can.
 
-    Runs a pack of three rows forward and backward and compares it with `plain_attention`.
+    A pack of three rows is run forward and backward and compared with `plain_attention`. An exception of the kernel and
+    a result that differs by more than `TOLERANCE` both count as a reason; neither is raised.
+
+    Args:
+        heads: the number of query heads.
+        groups: the number of key heads.
+        width: the width of a head.
     """
     bounds = [5, 40, 41, 150]
     positions = [*range(5), *range(5, 40), 5, *range(5, 114)]
@@ -81,5 +91,5 @@ def _both_ways(parts: list[Tensor], layout: Layout, rules: Rules) -> list[Tensor
 
 @functools.cache
 def _compiled():
-    """The kernel for packs of any length."""
+    """FlexAttention, compiled for packs of any length."""
     return torch.compile(flex_attention, dynamic=True)

@@ -1,6 +1,6 @@
-"""How a pack goes through a base: BLOOM's own layers, transformers' attention interface, or not at all.
+"""How a pack runs through a base: through `bloom.py` for BLOOM, else through transformers' attention interface.
 
-Everything here is the same computation as running every row alone behind the prompt; the tests hold it to that.
+Every result is what the base computes when each row runs alone behind the prompt; the tests check that.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from softprompt.engine.loss import Head, head_cross_entropy, head_scores
 
 
 def attention_note(base_model: PreTrainedModel) -> str | None:
-    """What is worth saying about the attention of packs: on CUDA, why it is not the one that was meant."""
+    """A remark for the user when packs on CUDA cannot use FlexAttention, with the reason; otherwise None."""
     if base_model.device.type != "cuda":
         return None
     config = base_model.config
@@ -30,9 +30,9 @@ def attention_note(base_model: PreTrainedModel) -> str | None:
 
 
 def pack_loss(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack, *, recompute: bool = False) -> Tensor:
-    """Sum of the cross-entropy over a pack's targets, a scalar in fp32 (fp64 for an fp64 base).
+    """Sum the cross-entropy over a pack's targets: a scalar in fp32 (fp64 for an fp64 base).
 
-    Arguments as for `pack_hidden_states`.
+    The pack must have at least one target. The arguments are those of `pack_hidden_states`.
     """
     hidden = pack_hidden_states(base_model, prompt, pack, recompute=recompute)
     return head_cross_entropy(hidden, Head.of(base_model), torch.tensor(pack.targets, device=base_model.device))
@@ -40,7 +40,10 @@ def pack_loss(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack, *,
 
 @torch.no_grad()
 def pack_scores(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack) -> tuple[Tensor, Tensor]:
-    """-log p of each of a pack's targets, `[N]`, and whether it was the most probable id, bool `[N]`."""
+    """Return -log p of each target of a pack, fp32 `[N]` (fp64 for fp64 bases), and whether it was the argmax.
+
+    The second tensor is bool `[N]`. The arguments are those of `pack_hidden_states`.
+    """
     if not pack.targets:
         return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
     hidden = pack_hidden_states(base_model, prompt, pack)
@@ -50,11 +53,14 @@ def pack_scores(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack) 
 def pack_hidden_states(
     base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack, *, recompute: bool = False
 ) -> Tensor:
-    """What the base's head gets at the places of a pack that predict something: `[N, H]`.
+    """Compute the final hidden states, the input of the LM head, at a pack's `places`: `[N, H]` in the base's dtype.
 
     Args:
-        prompt: `[P, H]`, any float dtype; None for the base alone.
+        prompt: `[P, H]`, any float dtype; None runs the base alone.
         recompute: keep only the layers' inputs for the backward pass (gradient checkpointing).
+
+    Raises:
+        UserError: `recompute` is set, and the base has no layers that can be recomputed.
     """
     ids = torch.tensor(pack.input_ids, dtype=torch.long, device=base_model.device)
     places = torch.tensor(pack.places, device=base_model.device)
@@ -69,7 +75,7 @@ def pack_hidden_states(
 def _through_interface(
     base_model: PreTrainedModel, prompt: Tensor, text: Tensor, layout: Layout, places: Tensor, recompute: bool
 ) -> Tensor:
-    """Hidden states `[N, H]` at `places`, through a model whose attention can be replaced by name."""
+    """Compute the hidden states `[N, H]` at `places` with a base whose attention can be replaced by name."""
 
     def attend_row(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
         return _attend(layout, query[0], key[0], value[0], rules)[None]
@@ -83,7 +89,7 @@ def _through_interface(
 
 
 def _attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
-    """With one kernel on CUDA where it works, else row by row."""
+    """Attend with one kernel where that works, on CUDA, and tile by tile everywhere else."""
     heads = (query.shape[0], key.shape[0], query.shape[-1])
     if query.is_cuda and flex_attention.problem(query.device, query.dtype, *heads) is None:
         return flex_attention.flex_attend(query, key, value, layout, rules)

@@ -1,4 +1,4 @@
-"""Cross-entropy as a sum over supervised tokens, to be divided once by their number in the whole step."""
+"""Cross-entropy as a sum over supervised tokens. The caller divides it once, by their number in the whole step."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,20 @@ from transformers import PreTrainedModel
 
 from softprompt.data.encoding import IGNORE_INDEX
 
-CHUNK_LOGITS = 1 << 24  # logits that exist at a time; few chunks, since each reads the whole head
-MIN_CHUNK = 128
-FINE_LOGITS = 1 << 19  # logits widened to fp32 at a time, so that they stay in a CPU's cache
+CHUNK_LOGITS = 1 << 24  # so many logits exist at a time; chunks should be few, since each one reads the whole LM head
+MIN_CHUNK = 128  # rows
+FINE_LOGITS = 1 << 19  # so many logits are widened to fp32 at a time, which keeps them in a CPU's cache
 
 
 @dataclass(frozen=True)
 class Head:
-    """What turns final hidden states into logits: weight `[V, H]`, bias `[V]`, a factor and a soft cap."""
+    """The LM head, which turns final hidden states into logits: softcap x tanh(scale x (W h + b) / softcap).
+
+    Attributes:
+        weight: W, `[V, H]`.
+        bias: b, `[V]`; None means no bias.
+        softcap: None means no cap, so that the logits are scale x (W h + b).
+    """
 
     weight: Tensor
     bias: Tensor | None = None
@@ -25,21 +31,21 @@ class Head:
 
     @classmethod
     def of(cls, base_model: PreTrainedModel) -> "Head":
-        """The head of a causal LM, with what its config puts behind it (Gemma 2's soft cap, Cohere's scale)."""
+        """Read the LM head of a base, with what its config applies to the logits (Gemma 2's cap, Cohere's scale)."""
         module, config = base_model.get_output_embeddings(), base_model.config.get_text_config()
         scale, softcap = getattr(config, "logit_scale", None), getattr(config, "final_logit_softcapping", None)
         return cls(module.weight, getattr(module, "bias", None), scale or 1.0, softcap)
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log p(target) over the targets that are not -100.
+    """Sum -log p(target) over the targets that are not -100.
 
     Args:
         logits: `[..., V]`, any float dtype; half precisions are widened to fp32.
         targets: `[...]`, int64 ids or -100.
 
     Returns:
-        A scalar, fp32 (fp64 for fp64 logits); 0 when nothing is supervised.
+        A scalar in fp32 (fp64 for fp64 logits), which is 0 when every target is -100.
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
@@ -47,17 +53,27 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def head_cross_entropy(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """The same sum from hidden states `[N, H]`, all of them supervised, without ever holding `[N, V]` logits.
+    """Sum -log p(target) over hidden states without ever holding all `[N, V]` logits.
 
-    The gradient is taken in the forward pass, chunk by chunk while the logits are there, so nothing of a chunk is
-    kept but its `[chunk, H]` gradient.
+    The gradient with respect to `hidden` is computed in the forward pass, chunk by chunk while the logits exist. Only
+    that `[chunk, H]` gradient is kept of a chunk.
+
+    Args:
+        hidden: `[N, H]` in the LM head's dtype; N is at least 1.
+        targets: `[N]`, int64 ids; -100 is not allowed.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 hidden states).
     """
     return _HeadCrossEntropy.apply(hidden, head, targets)
 
 
 @torch.no_grad()
 def head_scores(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """-log p of every target, fp32 `[N]` (fp64 for fp64), and whether it is the most probable id, bool `[N]`."""
+    """Return -log p of every target, fp32 `[N]` (fp64 for fp64), and whether it is the argmax, bool `[N]`.
+
+    The arguments are those of `head_cross_entropy`.
+    """
     size = max(MIN_CHUNK, FINE_LOGITS // head.weight.shape[0])
     losses, hits = [], []
     for some, target in zip(hidden.split(size), targets.split(size), strict=True):
@@ -68,7 +84,7 @@ def head_scores(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Te
 
 
 def _widened(logits: Tensor, head: Head) -> Tensor:
-    """What the model's own head gives for raw `logits`, in fp32 (fp64 for fp64)."""
+    """Apply scale and soft cap to the raw `logits` W h + b, in fp32 (fp64 for fp64)."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if head.scale != 1.0:
         wide = wide * head.scale
@@ -82,7 +98,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         grad = torch.empty_like(hidden) if with_gradient else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         most = max(MIN_CHUNK, CHUNK_LOGITS // head.weight.shape[0])
-        size = -(-len(hidden) // -(-len(hidden) // most))  # chunks of like size
+        size = -(-len(hidden) // -(-len(hidden) // most))  # all chunks get about the same size
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
             logits = F.linear(hidden[chunk], head.weight, head.bias)  # [chunk, V]
@@ -100,7 +116,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
 
 def _loss_into_gradient(logits: Tensor, head: Head, targets: Tensor, with_gradient: bool) -> Tensor:
-    """Summed cross-entropy of raw logits `[chunk, V]`; with `with_gradient` they are overwritten by its gradient."""
+    """Sum the cross-entropy of raw logits `[chunk, V]`; `with_gradient` overwrites them with the sum's gradient."""
     total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
     size = len(logits) if logits.is_cuda else max(1, FINE_LOGITS // logits.shape[1])
     for raw, target in zip(logits.split(size), targets.split(size), strict=True):
@@ -114,6 +130,7 @@ def _loss_into_gradient(logits: Tensor, head: Head, targets: Tensor, with_gradie
         picked = target[:, None]
         total = total - log_probabilities.gather(1, picked).sum()
         if with_gradient:
+            # d loss / d logit = p - 1 at the target and p elsewhere; the cap adds the factor 1 - tanh^2
             slope = log_probabilities.exp_().scatter_add_(1, picked, torch.full_like(picked, -1, dtype=wide.dtype))
             if head.softcap is not None:
                 slope *= 1 - capped.square()

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from softprompt.base.vocabulary import embedding_weight
 from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.engine.batches import cut_passes, pack_rows, pad_rows
+from softprompt.engine.batches import Pack, cut_passes, pack_rows, pad_rows
 from softprompt.engine.families import can_pack, recomputed_layers
 from softprompt.engine.forward import pack_loss, pack_scores
 from softprompt.engine.loss import summed_cross_entropy
@@ -24,6 +24,11 @@ KEPT_PER_LAYER = 32
 # beyond these, longer passes multiply no faster and only cost memory
 MOST_TOKENS = {"cpu": 4096, "cuda": 32768}
 FEWEST_TOKENS = 256
+# limits of a pass that only scores; fixed numbers, so that the figures do not depend on the training options
+TOKENS_PER_PASS = 2048
+ROWS_PER_BATCH = 8
+
+Scored = tuple[EncodedRow, Tensor, Tensor]  # a row, -log p of its labels `[N]`, which were the most probable ids `[N]`
 
 
 def pass_losses(
@@ -39,23 +44,11 @@ def pass_losses(
 
     Args:
         model: a base with a prompt, or a base alone.
-        max_tokens: most places of a pack, prompt included; longer rows go alone.
+        max_tokens: most positions of a pack, prompt included; a longer row goes alone.
         rows_per_batch: rows of a padded batch, for bases that cannot take packs.
         recompute: keep only the layers' inputs for the backward pass.
     """
-    base_model, prompt = _base_and_prompt(model)
-    if can_pack(base_model):
-        count = 0 if prompt is None else len(prompt)
-        for members in cut_passes(rows, num_virtual_tokens=count, max_tokens=max_tokens):
-            pack = pack_rows(members, num_virtual_tokens=count)
-            if pack.targets:
-                yield pack_loss(base_model, prompt, pack, recompute=recompute)
-        return
-    for start in range(0, len(rows), rows_per_batch):
-        batch = pad_rows(rows[start : start + rows_per_batch], pad_token_id=pad_token_id, device=base_model.device)
-        with recomputed_layers(base_model) if recompute else contextlib.nullcontext():
-            loss = summed_cross_entropy(*_label_logits(model, batch))
-        yield loss
+    return _route(model, max_tokens, rows_per_batch, pad_token_id).losses(rows, recompute=recompute)
 
 
 @torch.no_grad()
@@ -66,27 +59,89 @@ def pass_scores(
     max_tokens: int,
     rows_per_batch: int,
     pad_token_id: int,
-) -> Iterator[tuple[EncodedRow, Tensor, Tensor]]:
+) -> Iterator[Scored]:
     """Every row, in the order of the passes, with -log p of its labels, `[N]`, and which were the most probable ids.
 
     Arguments as for `pass_losses`. Without a prompt, a label on a row's first id is predicted by nothing and left out.
     """
+    yield from _route(model, max_tokens, rows_per_batch, pad_token_id).scores(rows)
+
+
+class _Packed:
+    """Rows in packs: one sequence per pass, without pads."""
+
+    def __init__(self, base_model: PreTrainedModel, prompt: Tensor | None, max_tokens: int) -> None:
+        self.base_model, self.prompt, self.max_tokens = base_model, prompt, max_tokens
+        self.count = 0 if prompt is None else len(prompt)  # P
+
+    def losses(self, rows: Sequence[EncodedRow], *, recompute: bool) -> Iterator[Tensor]:
+        """As `pass_losses`."""
+        for _, pack in self._packs(rows):
+            if pack.targets:
+                yield pack_loss(self.base_model, self.prompt, pack, recompute=recompute)
+
+    def scores(self, rows: Sequence[EncodedRow]) -> Iterator[Scored]:
+        """As `pass_scores`."""
+        for members, pack in self._packs(rows):
+            losses, hits = (each.cpu().split(pack.counts) for each in pack_scores(self.base_model, self.prompt, pack))
+            yield from zip(members, losses, hits, strict=True)
+
+    def _packs(self, rows: Sequence[EncodedRow]) -> Iterator[tuple[list[EncodedRow], Pack]]:
+        for members in cut_passes(rows, num_virtual_tokens=self.count, max_tokens=self.max_tokens):
+            yield members, pack_rows(members, num_virtual_tokens=self.count)
+
+
+class _Padded:
+    """Rows in padded batches, for a base that cannot take packs: the same result, slower."""
+
+    def __init__(self, model: SoftPromptModel | PreTrainedModel, rows_per_batch: int, pad_token_id: int) -> None:
+        self.model, self.rows_per_batch, self.pad_token_id = model, rows_per_batch, pad_token_id
+        self.base_model = _base_and_prompt(model)[0]
+
+    def losses(self, rows: Sequence[EncodedRow], *, recompute: bool) -> Iterator[Tensor]:
+        """As `pass_losses`."""
+        for members in self._batches(rows):
+            with recomputed_layers(self.base_model) if recompute else contextlib.nullcontext():
+                loss = summed_cross_entropy(*self._label_logits(members))
+            yield loss
+
+    def scores(self, rows: Sequence[EncodedRow]) -> Iterator[Scored]:
+        """As `pass_scores`."""
+        for members in self._batches(rows):
+            for row, logits, targets in zip(members, *self._label_logits(members), strict=True):
+                labelled = targets != IGNORE_INDEX
+                wide = torch.promote_types(logits.dtype, torch.float32)
+                logits, targets = logits[labelled].to(wide), targets[labelled]  # [N, V], [N]
+                losses, hits = F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+                yield row, losses.cpu(), hits.cpu()
+
+    def _batches(self, rows: Sequence[EncodedRow]) -> Iterator[Sequence[EncodedRow]]:
+        for start in range(0, len(rows), self.rows_per_batch):
+            yield rows[start : start + self.rows_per_batch]
+
+    def _label_logits(self, members: Sequence[EncodedRow]) -> tuple[Tensor, Tensor]:
+        """Logits `[B, n, V]` and the labels `[B, n]` that they are to predict, with the prompt or by the base alone."""
+        batch = pad_rows(members, pad_token_id=self.pad_token_id, device=self.base_model.device)
+        if isinstance(self.model, SoftPromptModel):
+            return self.model.label_logits(**batch)
+        ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch["labels"]
+        logits = self.model(ids, attention_mask=mask, use_cache=False).logits  # [B, T, V]
+        return logits[:, :-1], labels[:, 1:]
+
+
+def _route(
+    model: SoftPromptModel | PreTrainedModel, max_tokens: int, rows_per_batch: int, pad_token_id: int
+) -> _Packed | _Padded:
+    """How rows go through this base, chosen in this one place."""
     base_model, prompt = _base_and_prompt(model)
     if can_pack(base_model):
-        count = 0 if prompt is None else len(prompt)
-        for members in cut_passes(rows, num_virtual_tokens=count, max_tokens=max_tokens):
-            pack = pack_rows(members, num_virtual_tokens=count)
-            losses, hits = (scores.cpu().split(pack.counts) for scores in pack_scores(base_model, prompt, pack))
-            yield from zip(members, losses, hits, strict=True)
-        return
-    for start in range(0, len(rows), rows_per_batch):
-        together = rows[start : start + rows_per_batch]
-        batch = pad_rows(together, pad_token_id=pad_token_id, device=base_model.device)
-        for row, logits, targets in zip(together, *_label_logits(model, batch), strict=True):
-            labelled = targets != IGNORE_INDEX
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            logits, targets = logits[labelled].to(wide), targets[labelled]  # [N, V], [N]
-            yield row, F.cross_entropy(logits, targets, reduction="none").cpu(), (logits.argmax(-1) == targets).cpu()
+        return _Packed(base_model, prompt, max_tokens)
+    return _Padded(model, rows_per_batch, pad_token_id)
+
+
+def _base_and_prompt(model: SoftPromptModel | PreTrainedModel) -> tuple[PreTrainedModel, Tensor | None]:
+    """The base, and the prompt `[P, H]` in front of it, if any."""
+    return (model.base_model, model.soft_prompt.weight) if isinstance(model, SoftPromptModel) else (model, None)
 
 
 def tokens_that_fit(base_model: PreTrainedModel) -> int:
@@ -104,26 +159,6 @@ def _free_memory() -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 1 << 32
-
-
-def _base_and_prompt(model: SoftPromptModel | PreTrainedModel) -> tuple[PreTrainedModel, Tensor | None]:
-    """The base, and the prompt `[P, H]` in front of it, if any."""
-    return (model.base_model, model.soft_prompt.weight) if isinstance(model, SoftPromptModel) else (model, None)
-
-
-def _label_logits(model: SoftPromptModel | PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits and the labels that they are to predict, with the prompt or by the base alone: `[B, n, V]`, `[B, n]`."""
-    if isinstance(model, SoftPromptModel):
-        return model.label_logits(**batch)
-    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits  # [B, T, V]
-    return logits[:, :-1], batch["labels"][:, 1:]
-
-
-# of one pass; fixed numbers, so that the figures do not depend on the training flags
-TOKENS_PER_PASS = 2048
-
-
-ROWS_PER_BATCH = 8
 
 
 @dataclass(frozen=True)

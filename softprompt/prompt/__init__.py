@@ -1,1 +1,1 @@
-"""The [P, H] tensor, the ways to start it, and its file."""
+"""The prompt as a `[P, H]` tensor, the ways to initialise it, and its file."""

@@ -1,4 +1,7 @@
-"""The one thing that learns: P virtual tokens as a [P, H] tensor, and the ways to start it. No files here."""
+"""The only tensor that is trained, `[P, H]` for P virtual tokens, and the ways to initialise it.
+
+Reading and writing files is left to `prompt/file.py`.
+"""
 
 from collections.abc import Sequence
 from typing import Self
@@ -12,7 +15,7 @@ from softprompt.errors import UserError
 
 
 class SoftPromptEmbedding(nn.Module):
-    """P trainable vectors that stand in front of a text's token embeddings (Lester et al., 2021, section 2).
+    """P trainable vectors that go in front of a text's token embeddings (Lester et al., 2021, section 2).
 
     Attributes:
         weight: fp32 `nn.Parameter` `[P, H]`, whatever the precision of the base.
@@ -21,7 +24,7 @@ class SoftPromptEmbedding(nn.Module):
     weight: nn.Parameter
 
     def __init__(self, weight: Tensor) -> None:
-        """Copy `weight`, any float tensor `[P, H]` with at least one row.
+        """Copy `weight`, a float tensor `[P, H]` of any dtype with at least one row, to fp32.
 
         Raises:
             UserError: `weight` is not a finite, non-empty matrix.
@@ -35,7 +38,11 @@ class SoftPromptEmbedding(nn.Module):
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> Self:
-        """Start from a `[P, H]` tensor, which is copied."""
+        """Start from a `[P, H]` tensor, which is copied to fp32.
+
+        Raises:
+            UserError: `tensor` is not a finite, non-empty matrix.
+        """
         return cls(tensor)
 
     @classmethod
@@ -46,10 +53,10 @@ class SoftPromptEmbedding(nn.Module):
         token_embedding: nn.Module,
         num_virtual_tokens: int | None = None,
     ) -> Self:
-        """Start from the embeddings of `text`, its ids cut or repeated to `num_virtual_tokens` (default: their count).
+        """Start from the embeddings of `text`, with its ids cut or repeated to `num_virtual_tokens` (default: all).
 
-        Tokenised with the tokenizer's own special tokens, as PEFT does, and embedded by calling the module, since
-        some embeddings scale their rows (Gemma).
+        The tokenizer adds its special tokens, as in PEFT. The module `token_embedding` is called, not indexed, since
+        some modules scale their rows (Gemma).
 
         Raises:
             UserError: `text` gives no token, or `num_virtual_tokens` is below 1.
@@ -61,23 +68,23 @@ class SoftPromptEmbedding(nn.Module):
 
     @classmethod
     def from_ids(cls, ids: Sequence[int], token_embedding: nn.Module, num_virtual_tokens: int) -> Self:
-        """Start from the embeddings of `ids`, at least one, cut or repeated to `num_virtual_tokens`.
+        """Start from the embeddings of `ids`, of which there is at least one, cut or repeated to `num_virtual_tokens`.
 
         Raises:
             UserError: `num_virtual_tokens` is below 1.
         """
         count = _at_least_one(num_virtual_tokens)
-        repeated = (list(ids) * -(-count // len(ids)))[:count]
+        repeated = (list(ids) * -(-count // len(ids)))[:count]  # repeated ceil(count / len(ids)) times
         return cls(_embed(torch.tensor(repeated), token_embedding))
 
     @classmethod
     def from_vocab(
         cls, token_embedding: nn.Module, num_virtual_tokens: int, generator: torch.Generator | None = None
     ) -> Self:
-        """Start from the embeddings of distinct tokens drawn evenly from the vocabulary (Lester et al., section 3.2).
+        """Start from the embeddings of distinct, uniformly drawn tokens (Lester et al., 2021, section 3.2).
 
         Raises:
-            UserError: more virtual tokens than the vocabulary has rows, or fewer than 1.
+            UserError: `num_virtual_tokens` is above the number of rows in the vocabulary, or below 1.
         """
         vocab_size = len(embedding_weight(token_embedding))
         if _at_least_one(num_virtual_tokens) > vocab_size:
@@ -89,24 +96,28 @@ class SoftPromptEmbedding(nn.Module):
     def from_random(
         cls, token_embedding: nn.Module, num_virtual_tokens: int, generator: torch.Generator | None = None
     ) -> Self:
-        """Start from normal noise with the RMS of the vocabulary's embeddings."""
+        """Start from normal noise with mean 0 and the RMS of the first 4,096 token embeddings.
+
+        Raises:
+            UserError: `num_virtual_tokens` is below 1.
+        """
         vocab_size = len(embedding_weight(token_embedding))
         sample = _embed(torch.arange(min(vocab_size, 4096)), token_embedding)
         shape = (_at_least_one(num_virtual_tokens), sample.shape[1])
         return cls(torch.randn(shape, generator=generator) * rms(sample).cpu())
 
     def forward(self, batch_size: int) -> Tensor:
-        """The prompt for every row of a batch: `[batch_size, P, H]`, a view of `weight`."""
+        """Return the prompt once per row of a batch: fp32 `[batch_size, P, H]`, a view of `weight`."""
         return self.weight.expand(batch_size, -1, -1)
 
     @property
     def num_virtual_tokens(self) -> int:
-        """P."""
+        """The number of virtual tokens, P."""
         return self.weight.shape[0]
 
     @property
     def hidden_size(self) -> int:
-        """H."""
+        """The hidden size, H."""
         return self.weight.shape[1]
 
     def extra_repr(self) -> str:
@@ -114,13 +125,13 @@ class SoftPromptEmbedding(nn.Module):
 
 
 def rms(tensor: Tensor) -> Tensor:
-    """Root mean square of all elements, the scale that the default learning rate is relative to."""
+    """The root mean square of all elements, an fp32 scalar; the default learning rate is relative to it."""
     return tensor.detach().float().square().mean().sqrt()
 
 
 @torch.no_grad()
 def _embed(ids: Tensor, token_embedding: nn.Module) -> Tensor:
-    """Rows `[len(ids), H]` as the module gives them."""
+    """The embeddings `[len(ids), H]` that the module computes for `ids`, in its own dtype."""
     return token_embedding(ids.to(embedding_weight(token_embedding).device))
 
 

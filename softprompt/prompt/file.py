@@ -1,8 +1,8 @@
-"""The artifact: one safetensors file with the prompt and string metadata that lets `generate` need nothing else.
+"""The prompt file: one safetensors file with the prompt and, as string metadata, all that `generate` needs to know.
 
-The tensor is called `prompt_embeddings`, PEFT's name, so the file also is a PEFT `adapter_model.safetensors`. Its
-bytes are a function of the result alone: the header is written here with sorted keys, since safetensors 0.8 writes
-metadata in random order.
+The tensor has PEFT's name, `prompt_embeddings`, so the file also is a PEFT `adapter_model.safetensors`. Equal prompts
+and metadata give equal bytes: the header is written here with sorted keys, since safetensors 0.8 writes metadata in
+random order.
 """
 
 import dataclasses
@@ -30,19 +30,23 @@ FORMAT_VERSION = "1"
 
 @dataclass(frozen=True, kw_only=True)
 class PromptMetadata:
-    """What a prompt file says besides its tensor: every key once, with its type. A key that is absent has no value.
+    """What a prompt file says besides its tensor, with the type of every key. A key that the file lacks is empty here.
 
     Attributes:
-        base: name of the base: builtin, a hub id or a folder as it was given; `base_revision` is the hub's commit.
-        base_sha256: hash of the base's checkpoint; `base_sketch` survives rounding (`base/fingerprint.py`).
-        tokenizer_sha256: hash of the vocabulary and of how it cuts a sample.
-        eos_token: what ends an answer.
+        base: the name of the base as it was given: `builtin:...`, a hub id or a folder.
+        base_revision: the commit on the hub, if `base` is a hub id.
+        base_sha256: the hash of the base's checkpoint.
+        base_sketch: a sketch of the checkpoint that stays comparable after rounding (`base/fingerprint.py`).
+        tokenizer_sha256: the hash of the vocabulary and of how the tokenizer splits a sample text.
+        eos_token: the token that ends an answer.
         init: what the prompt started from: text, answers, vocab, random or file.
-        init_text: that text; `init_ids` are the ids of an answers' start.
-        template: name of the template that wrote the questions.
-        data: last component of the data's name; `data_sha256` is the hash of all encoded rows.
-        rows_sketch: hashes of a few rows that trained (`train`) and chose (`held_out`) the prompt.
-        training: steps, rows, rate, losses and the curve, as JSON has them.
+        init_text: the text, if `init` is text.
+        init_ids: the token ids, if `init` is answers.
+        template: the name of the template that wrote the questions.
+        data: the last component of the data's name.
+        data_sha256: the hash of all encoded rows.
+        rows_sketch: hashes of a few of the rows that trained the prompt (`train`) and that chose it (`held_out`).
+        training: steps, rows, learning rate, losses and the curve, as parsed from JSON.
     """
 
     base: str = ""
@@ -61,13 +65,13 @@ class PromptMetadata:
     training: dict[str, Any] = field(default_factory=dict)
 
     def to_strings(self) -> dict[str, str]:
-        """As safetensors keeps them: text as it is, everything else as JSON; an empty list is the empty text."""
+        """Return every key as a string: text unchanged, every other value as JSON, and an empty value as ""."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         return {name: value if isinstance(value, str) else _as_json(value) for name, value in values.items()}
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str]) -> Self:
-        """Read what a file holds; a value that is not of its key's type counts as absent."""
+        """Read the strings of a file; a value that does not have its key's type counts as absent."""
         found: dict[str, Any] = {}
         for each in dataclasses.fields(cls):
             text = strings.get(each.name, "")
@@ -80,34 +84,34 @@ class PromptMetadata:
     @staticmethod
     def _empty(each: dataclasses.Field) -> Any:
         make = each.default_factory
-        assert make is not dataclasses.MISSING  # every key that is no text has one
+        assert make is not dataclasses.MISSING  # every key that is not a string has one
         return make()
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A prompt read from disk: fp32 `weight` `[P, H]` and its string metadata; `facts` are the same with types."""
+    """A prompt read from disk: `weight`, fp32 `[P, H]`, and the file's metadata as strings."""
 
     weight: Tensor
     metadata: dict[str, str]
 
     @functools.cached_property
     def facts(self) -> PromptMetadata:
-        """The metadata, read once."""
+        """The metadata with the type of every key."""
         return PromptMetadata.from_strings(self.metadata)
 
 
 def save_prompt(path: str | os.PathLike, prompt: SoftPromptEmbedding, metadata: dict[str, str]) -> None:
-    """Write `prompt` to `path`, atomically. Shape, format and checksum are added to `metadata`.
+    """Write `prompt` to `path` atomically, with shape, format and checksum added to `metadata`.
 
     Raises:
-        OSError: the file cannot be written; whatever was at `path` is untouched.
+        OSError: the file cannot be written; a file that was at `path` is unchanged.
     """
     write_atomic(path, prompt_bytes(prompt, metadata))
 
 
 def prompt_bytes(prompt: SoftPromptEmbedding, metadata: dict[str, str]) -> bytes:
-    """The content of a prompt file: equal for equal prompts and metadata, on every machine."""
+    """The content of a prompt file. Equal prompts and metadata give equal bytes on every machine."""
     raw = prompt.weight.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4").tobytes()
     shape = list(prompt.weight.shape)
     metadata = {key: value for key, value in metadata.items() if key != "sha256"} | {
@@ -119,7 +123,7 @@ def prompt_bytes(prompt: SoftPromptEmbedding, metadata: dict[str, str]) -> bytes
     metadata["sha256"] = _checksum(raw, metadata)
     tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, len(raw)]}
     header = json.dumps({"__metadata__": dict(sorted(metadata.items())), TENSOR_NAME: tensor}).encode()
-    header += b" " * (-len(header) % 8)  # tensors start at a multiple of 8, as safetensors writes them
+    header += b" " * (-len(header) % 8)  # safetensors lets tensors start at a multiple of 8 bytes
     return struct.pack("<Q", len(header)) + header + raw
 
 
@@ -127,7 +131,8 @@ def load_prompt(path: str | os.PathLike) -> PromptFile:
     """Read and check a prompt file.
 
     Raises:
-        UserError: not there, not safetensors, truncated, altered, not a prompt of ours, or of a newer format.
+        UserError: the file is missing, truncated, altered, not safetensors, not a softprompt prompt, or of another
+            format version; or the prompt holds NaN or infinity.
     """
     name = os.fspath(path)
     if not os.path.isfile(name):
@@ -142,7 +147,7 @@ def load_prompt(path: str | os.PathLike) -> PromptFile:
 
 
 def _checked(name: str, weight: Tensor | None, metadata: dict[str, str]) -> Tensor:
-    """The tensor; raises `UserError` unless it and the metadata are what `save_prompt` writes."""
+    """Return `weight`, or raise `UserError` unless it and the metadata are what `save_prompt` writes."""
     if metadata.get("format") != FORMAT or weight is None:
         raise UserError(f"{name}: a safetensors file, but not a softprompt prompt; `softprompt train` writes those")
     if metadata.get("format_version") != FORMAT_VERSION:
@@ -160,14 +165,15 @@ def _checked(name: str, weight: Tensor | None, metadata: dict[str, str]) -> Tens
 
 
 def _checksum(raw: bytes, metadata: dict[str, str]) -> str:
-    """SHA-256 over the tensor's bytes and every other key, sorted."""
+    """The SHA-256 of the tensor's bytes followed by `metadata` as JSON with sorted keys."""
     digest = hashlib.sha256(raw)
     digest.update(json.dumps(metadata, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether a value from JSON is a whole number from 0 on, of 64 bits with a sign; Python takes true for one."""
+    """Whether a value from JSON is an integer from 0 to 2^63 - 1."""
+    # a bool is an int for Python
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
@@ -180,9 +186,9 @@ def _as_json(value: Any) -> str:
 
 
 def _from_json(text: str, empty: Any) -> Any:
-    """The value in `text` if it is of the type of `empty`."""
+    """Parse the JSON in `text`; returns `empty` unless the value has the type of `empty`."""
     try:
         value = json.loads(text or "null")
-    except (ValueError, RecursionError):  # thousands of brackets are no value either
+    except (ValueError, RecursionError):  # thousands of nested brackets exceed Python's recursion limit
         return empty
     return value if isinstance(value, type(empty)) else empty

@@ -1,4 +1,4 @@
-"""Whether a prompt fits: the base that it was made for, and the room that a base has for prompt and text."""
+"""Whether a prompt fits a base: it was trained on that base, and the context has room for the prompt and the text."""
 
 import torch
 from transformers import PreTrainedModel
@@ -19,10 +19,10 @@ REMARKS = {
 def load_prompt_base(
     facts: PromptMetadata, *, prompt_file: str, model: str | None, device: torch.device, precision: str
 ) -> Base:
-    """The base that `model` names, or else the very one that a prompt file does.
+    """Load the base that `model` names, or else the base and revision that the prompt file names.
 
     Raises:
-        UserError: neither names one, or as `load_base`.
+        UserError: neither names a base, or `load_base` raises it.
     """
     if model:
         return load_base(model, device=device, precision=precision)
@@ -35,10 +35,11 @@ def load_prompt_base(
 
 
 def check_same_base(file: PromptFile, base: Base, *, prompt_file: str, allow_other: bool) -> str:
-    """Refuse a prompt that was trained on another base; returns a remark worth printing, or "".
+    """Refuse a prompt that was trained on another base; returns a remark for the user, or "" if the bases are equal.
 
     Raises:
-        UserError: the width differs, or the base or tokenizer does and `allow_other` is false.
+        UserError: the hidden size differs; or `allow_other` is false, and the base or the tokenizer differs or the file
+            does not say which base it was trained on.
     """
     facts, width = file.facts, embedding_weight(base.model.get_input_embeddings()).shape[1]
     trained, own_width = facts.base or "an unknown base", file.weight.shape[1]
@@ -61,14 +62,21 @@ def check_same_base(file: PromptFile, base: Base, *, prompt_file: str, allow_oth
 
 
 def context_limit(model: PreTrainedModel) -> int | None:
-    """Most positions, virtual and text, that the config states; None if it states none (BLOOM's ALiBi)."""
+    """How many positions, virtual and text tokens together, the config allows; None if it has no limit (BLOOM)."""
     config = model.config.get_text_config()
     limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
     return next((limit for limit in limits if limit), None)
 
 
 def require_room(model: PreTrainedModel, num_virtual_tokens: int, text_tokens: int, *, option: str) -> None:
-    """Raise `UserError` if P virtual tokens and `text_tokens` exceed the base's context, naming all three numbers."""
+    """Check that P virtual tokens and `text_tokens` fit into the base's context.
+
+    Args:
+        option: the option that sets `text_tokens`, for the message.
+
+    Raises:
+        UserError: together they exceed the context; or the base has no limit and P is above its vocabulary size.
+    """
     limit = context_limit(model)
     if limit is None:
         vocab_size = len(embedding_weight(model.get_input_embeddings()))

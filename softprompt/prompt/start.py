@@ -1,4 +1,4 @@
-"""Which prompt a run starts from: text, the answers' tokens, vocabulary rows, noise or an earlier prompt file."""
+"""The prompt that a run starts from: text, the answers' tokens, vocabulary rows, noise or an earlier prompt file."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,16 +17,17 @@ from softprompt.prompt.fit import check_same_base
 
 
 def initial_prompt(config: TrainConfig, base: Base, train_rows: Sequence[EncodedRow] = ()) -> SoftPromptEmbedding:
-    """The prompt that `init_from`, or else `init`, asks for, with `virtual_tokens` vectors.
+    """Make the prompt that `init_from`, or else `init`, asks for, with `virtual_tokens` vectors.
 
-    Without `virtual_tokens`, P is the prompt file's own or the token count of the init text.
+    Without `virtual_tokens`, P is that of the file `init_from`, or else the number of tokens in `init_text`.
 
     Args:
-        train_rows: of which `init` "answers" takes the most frequent labels (Lester et al., 2021, section 3.2, start
-            from the class labels); needed for it alone.
+        train_rows: only `init` "answers" needs them. It starts from their most frequent labels, as Lester et al. (2021,
+            section 3.2) start from the class labels.
 
     Raises:
-        UserError: the prompt file does not fit the base or P, the init text has no token, or P is out of range.
+        UserError: the file `init_from` cannot be read or does not fit the base or P, `init_text` has no token, or P is
+            out of range.
     """
     embedding = base.model.get_input_embeddings()
     if config.init_from is not None:
@@ -44,13 +45,13 @@ def initial_prompt(config: TrainConfig, base: Base, train_rows: Sequence[Encoded
 
 
 def frequent_labels(rows: Sequence[EncodedRow], count: int) -> list[int]:
-    """The ids that the rows' answers hold most often, most frequent first; as many as there are, up to `count`."""
+    """The ids that are most frequent among the rows' labels, at most `count`; ties go to the smaller id."""
     labels = Counter(label for row in rows for label in row.labels if label != IGNORE_INDEX)
     return sorted(labels, key=lambda label: (-labels[label], label))[:count]
 
 
 def _from_file(name: str, config: TrainConfig, base: Base) -> SoftPromptEmbedding:
-    """The prompt of an earlier run on the same base."""
+    """Read the prompt of an earlier run on the same base."""
     earlier = load_prompt(name)
     check_same_base(earlier, base, prompt_file=name, allow_other=config.allow_other_base)
     if config.virtual_tokens not in (None, len(earlier.weight)):
@@ -62,7 +63,7 @@ def _from_file(name: str, config: TrainConfig, base: Base) -> SoftPromptEmbeddin
 
 
 def why_no_start(facts: PromptMetadata) -> str:
-    """Why the prompt that training started from cannot be made again; "" if it can."""
+    """The reason why the prompt that training started from cannot be made again, or "" if it can."""
     if facts.init == "text":
         return "" if facts.init_text else "the file does not say the text that it started from"
     if facts.init == "file":
@@ -76,9 +77,9 @@ def why_no_start(facts: PromptMetadata) -> str:
 
 
 def start_of(facts: PromptMetadata, base: Base, num_virtual_tokens: int) -> Tensor:
-    """The prompt `[P, H]` that training started from, where `why_no_start` finds nothing.
+    """Make the prompt that training started from again, fp32 `[P, H]`, on the CPU; `why_no_start` must return "".
 
-    Its embeddings are rounded to the precision that the base is loaded in, which may not be that of the training.
+    Its numbers are rounded to the dtype of `base`, which may differ from the dtype during training.
     """
     if facts.init == "answers":
         embedding = base.model.get_input_embeddings()

@@ -1,1 +1,1 @@
-"""The machine around a run: disk, names, network, process."""
+"""The machine around a run: files, names of data and models, the hub, and the process."""

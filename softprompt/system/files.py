@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: write beside the target, sync, rename."""
+"""Files and folders that appear whole or not at all: they are written beside the target, synced and renamed."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from softprompt.errors import UserError
 
 
 def write_atomic(path: str | os.PathLike, content: bytes) -> None:
-    """Write `content` to `path`; a reader or a crash sees the old file or the new one, never a part.
+    """Write `content` to `path`. A reader, also after a crash, finds the old file or the new one, never a part.
 
     Raises:
         OSError: the disk is full or the folder is not writable; `path` is then as it was.
@@ -29,7 +29,7 @@ def write_atomic(path: str | os.PathLike, content: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            error.filename = str(path)  # a full disk names no file, and the temporary name means nothing to anyone
+            error.filename = str(path)  # the error of a full disk names no file, and others name the temporary one
         raise
     _sync_folder(path.parent)
 
@@ -51,9 +51,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_output_file(path: Path, *, option: str, replace: bool) -> None:
-    """Refuse, before any work is done, an output that cannot be written or would replace what must stay.
-
-    Writes nothing that lasts.
+    """Check, before any work is done, that the output `path` may be written; nothing that lasts is written here.
 
     Args:
         option: the option that names the file, for messages.
@@ -72,14 +70,14 @@ def check_output_file(path: Path, *, option: str, replace: bool) -> None:
 
 
 def check_output_folder(folder: Path, *, option: str) -> None:
-    """Raise `UserError` unless `folder` is one, or can be made; what it holds is its owner's to check."""
+    """Raise `UserError` unless `folder` is a folder or can be made; what it holds is not looked at."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"`{option}` {folder}: is a file; name another folder")
     require_writable(folder, what=f"`{option}` {folder}")
 
 
 def require_writable(folder: str | os.PathLike, *, what: str) -> None:
-    """Raise `UserError` that begins with `what` unless a file can be made in `folder` or its nearest parent."""
+    """Raise a `UserError` that begins with `what` unless `folder`, or its nearest existing parent, is writable."""
     existing = Path(folder)
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -92,7 +90,7 @@ def require_writable(folder: str | os.PathLike, *, what: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Sync `folder` to disk, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -101,7 +99,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
+    """Return the umask of the process; the only way to read it is to set it and set it back."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""The process around a run: signals, memory that ran out, an output whose reader has gone, libraries that talk."""
+"""The process around a run: its signals, running out of memory, a closed stdout, and output of other libraries."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def deferred_signals(note: Callable[[int], None]) -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM only call `note` with their number.
+    """Let SIGINT and SIGTERM do no more within the block than call `note` with their number.
 
     Python handles signals in the main thread alone, so in another thread nothing is deferred.
     """
@@ -28,7 +28,7 @@ def deferred_signals(note: Callable[[int], None]) -> Iterator[None]:
 
 
 def silence_libraries() -> Callable[[], None]:
-    """Let `datasets` and `transformers` show no bars, warnings or log lines; returns what puts them back."""
+    """Let `datasets` and `transformers` show no bars, warnings or log lines; return the function that undoes it."""
     import datasets
     import transformers
 
@@ -52,7 +52,7 @@ def silence_libraries() -> Callable[[], None]:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """`silence_libraries` for the duration of a block."""
+    """Silence the libraries, as `silence_libraries` does, for the duration of a block."""
     restore = silence_libraries()
     try:
         yield
@@ -61,11 +61,11 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python or, in the words of its own errors, PyTorch found no memory."""
+    """Whether memory ran out; PyTorch says so only in the text of a `RuntimeError`."""
     words = ("out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
 
 
 def drop_output() -> None:
-    """Send stdout nowhere once its reader has gone (`| head`), so that nothing fails on it again."""
+    """Discard stdout from now on, once its reader has gone (`| head`), so that no later write to it fails."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,6 @@
 """What a name for data or a model means: something that ships with the package, a path or a hub id.
 
-The hub is asked without hanging: one that does not answer is reported within five seconds.
+A hub that does not answer is reported within five seconds.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from softprompt.errors import UserError
 
-# a hub that does not answer is reported within 5 s
+# of one request; a hub that does not answer is reported within 5 s
 TIMEOUT_S = 3.0
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -26,17 +26,17 @@ Result = TypeVar("Result")
 
 
 def is_builtin(name: str) -> bool:
-    """Whether `name` means something that ships with the package."""
+    """Whether `name` names something that ships with the package."""
     return name.startswith(PREFIX)
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a shipped base such as `builtin:bloom-small@1`."""
+    """Return the folder of a shipped base such as `builtin:bloom-small@1`; an unknown name raises `UserError`."""
     return _look_up(name, MODELS, "model")
 
 
 def data_folder(name: str) -> Path:
-    """The folder of a shipped data set such as `builtin:polite`."""
+    """Return the folder of a shipped data set such as `builtin:polite`; an unknown name raises `UserError`."""
     return _look_up(name, {folder.name: folder for folder in sorted((ASSETS / "data").iterdir())}, "data set")
 
 
@@ -53,10 +53,10 @@ def is_path(name: str) -> bool:
 
 
 def local_path(name: str, option: str) -> Path:
-    """The path that a name means.
+    """Return the path that `name` means, with a leading `~` expanded.
 
     Raises:
-        UserError: `~user` of nobody.
+        UserError: `name` begins with `~user`, and there is no such user.
     """
     try:
         return Path(name).expanduser()
@@ -65,14 +65,15 @@ def local_path(name: str, option: str) -> Path:
 
 
 def model_snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
-    """Download (or find in the cache) the model `name`; returns its folder and the commit.
+    """Download the model `name`, or find it in the cache, and return its folder and its commit.
 
-    `revision` is the commit that a prompt file names; None takes the newest.
+    The weights are `pytorch_model.bin` only if the repository has no safetensors.
 
-    Safetensors are taken where the repository has them; `pytorch_model.bin` only where it has nothing else.
+    Args:
+        revision: the commit that a prompt file names; None takes the newest.
 
     Raises:
-        UserError: no such model, no access, or no connection and nothing in the cache.
+        UserError: there is no such model, no access to it, or no connection and nothing in the cache.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -80,7 +81,7 @@ def model_snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
     info = _ask("model", name, lambda: HfApi().model_info(name, revision=revision, timeout=TIMEOUT_S), cached)
     if isinstance(info, Path):
         return info, info.name
-    assert info.siblings is not None and info.sha is not None  # left out only where fewer properties are asked for
+    assert info.siblings is not None and info.sha is not None  # None only if the request names fewer properties
     names = [sibling.rfilename for sibling in info.siblings]
     weights = "*.safetensors" if any(n.endswith(".safetensors") for n in names) else "pytorch_model*.bin"
     patterns = [weights, "*.json", "*.model", "*.txt", "*.jinja"]
@@ -98,7 +99,11 @@ def require_dataset(name: str, option: str) -> None:
 def _ask(
     option: str, name: str, request: Callable[[], Result], cached: Callable[[str], Path | None] | None
 ) -> Result | Path:
-    """The answer to `request`, or a cached copy when the hub is out of reach, or one clear line."""
+    """Return the answer to `request`, or the cached copy if the hub cannot be reached.
+
+    Raises:
+        UserError: the hub has nothing of that name that may be read, or it cannot be reached and nothing is cached.
+    """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     what = f"`{option}` {name}: no file or folder of that name is here"
@@ -121,7 +126,7 @@ def _ask(
 
 @contextlib.contextmanager
 def _quiet_client() -> Iterator[None]:
-    """Keep the hub client's retries off the screen, and its usage report, which waits 3 s of its own, off the wire."""
+    """Let the hub client log no retries and send no usage report, which would wait for another 3 s."""
     from huggingface_hub import constants
 
     client = logging.getLogger("huggingface_hub")
@@ -136,14 +141,14 @@ def _quiet_client() -> Iterator[None]:
 
 
 def _connection_error() -> type[Exception]:
-    """The transport error of the HTTP client that the hub library uses, whichever that is."""
+    """Return the transport error of the HTTP client that the hub library uses, whichever client that is."""
     from huggingface_hub.utils import get_session
 
     return sys.modules[type(get_session()).__module__.partition(".")[0]].TransportError
 
 
 def _cached_snapshot(name: str, *, revision: str | None) -> Path | None:
-    """The snapshot of that commit, or the newest, of a model in the local cache, if any."""
+    """Return the snapshot of a model in the local cache, of that commit or the newest; None if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -1,1 +1,1 @@
-"""Steps: the loop, its optimizer, schedule, checkpoints and log."""
+"""Training: the loop, its optimizer, schedule, checkpoints and log, and the search over runs."""

@@ -1,6 +1,6 @@
-"""The run folder: what may be replaced there, and checkpoints from which a run goes on to the bit.
+"""The run folder: what may be replaced in it, and checkpoints from which a resumed run gives the same bits.
 
-A checkpoint is a folder `checkpoint-STEP` with `prompt.safetensors`, usable by `generate`, and `state.pt`.
+A checkpoint is a folder `checkpoint-STEP` that holds `prompt.safetensors`, which `generate` can use, and `state.pt`.
 """
 
 import io
@@ -23,15 +23,15 @@ from softprompt.training.run_log import METRICS_NAME, is_metrics_file
 
 PROMPT_NAME = "prompt.safetensors"
 STATE_NAME = "state.pt"
-CONFIG_NAME = "config.json"  # what `run.py` notes of the run
-CONFIG_KIND = "softprompt run"  # how such a file says whose it is
-ANSWERS_NAME = "answers.jsonl"  # of `eval_generate`
+CONFIG_NAME = "config.json"  # `run.py` writes it
+CONFIG_KIND = "softprompt run"  # value of its key `kind`, which tells it from files of other programs
+ANSWERS_NAME = "answers.jsonl"  # the answers that `eval_generate` asks for
 STATE_VERSION = 5
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read from disk; `state` holds tensors, numbers, text, lists and dicts only."""
+    """A checkpoint read from disk. `state` holds only tensors, numbers, text, lists and dicts."""
 
     folder: Path
     prompt: PromptFile
@@ -39,10 +39,11 @@ class Checkpoint:
 
 
 def check_outputs(config: TrainConfig) -> None:
-    """Refuse, before anything is loaded, to replace what is already there; writes nothing.
+    """Check, before anything is loaded, that the run may write its outputs; nothing is written here.
 
     Raises:
-        UserError: the prompt file or run folder exists and no option allows to replace it, or cannot be written.
+        UserError: the prompt file or the run folder exists and no option allows replacing it, it cannot be written, or
+            the run folder holds files of another program.
     """
     prompt_file, folder = Path(config.prompt_file), config.run_folder
     check_places(prompt_file, folder, option="run_dir", replace=config.overwrite or config.resume)
@@ -62,7 +63,7 @@ def check_outputs(config: TrainConfig) -> None:
 
 
 def check_places(prompt_file: Path, folder: Path, *, option: str, replace: bool) -> None:
-    """Raise `UserError` unless a prompt file, and the folder that `option` names, can be written there."""
+    """Raise `UserError` unless the prompt file and the folder that `option` names can be written."""
     check_output_file(prompt_file, option="prompt_file", replace=replace)
     if prompt_file.resolve() == folder.resolve():
         raise UserError(f"`{option}` {folder}: is also the name of the `prompt_file` {prompt_file}; name another")
@@ -70,7 +71,7 @@ def check_places(prompt_file: Path, folder: Path, *, option: str, replace: bool)
 
 
 def open_run_folder(config: TrainConfig) -> Path:
-    """Make the run folder; a fresh start there clears what an earlier run wrote, and nothing else."""
+    """Make the run folder and return it. Without `resume`, what an earlier run wrote there is deleted, nothing else."""
     folder = config.run_folder
     folder.mkdir(parents=True, exist_ok=True)
     Path(config.prompt_file).parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def save_checkpoint(run_folder: Path, step: int, prompt: bytes, state: dict[str,
 
 
 def last_checkpoint(run_folder: Path) -> Path | None:
-    """The checkpoint with the highest step."""
+    """Return the checkpoint with the highest step, or None if there is none."""
     return max(_checkpoints(run_folder), key=_step, default=None)
 
 
@@ -109,7 +110,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """
     path = folder / STATE_NAME
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+        with zipfile.ZipFile(path) as archive:  # torch.load does not verify the checksums
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -130,7 +131,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """What of PyTorch's global state a resumed run needs: random generators and the number of threads."""
+    """Return what a resumed run needs of PyTorch's global state: the random states and the number of threads."""
     return {
         "num_threads": torch.get_num_threads(),
         "rng": torch.get_rng_state(),
@@ -139,7 +140,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_states(state: dict[str, Any], device: torch.device) -> None:
-    """Go back to `random_states`."""
+    """Restore what `random_states` returned."""
     torch.set_num_threads(state["num_threads"])
     torch.set_rng_state(state["rng"])
     if device.type == "cuda" and state["cuda_rng"] is not None:
@@ -151,7 +152,7 @@ def _checkpoints(run_folder: Path) -> list[Path]:
 
 
 def _numbered(run_folder: Path) -> list[Path]:
-    """Everything called like a checkpoint; other programs use the same names."""
+    """Return every path that is named like a checkpoint, since other programs use the same names."""
     return [path for path in run_folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
 
 
@@ -160,7 +161,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _is_foreign_config(path: Path) -> bool:
-    """Whether a file can be read and is not what `run.py` writes; a base's folder has one of that name."""
+    """Whether another program wrote a `config.json`: a base's folder has one too. An unreadable file is not foreign."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
@@ -169,7 +170,7 @@ def _is_foreign_config(path: Path) -> bool:
 
 
 def _holds_no_work(folder: Path) -> bool:
-    """Whether a run folder has nothing to lose: it is empty, or its run ended before the first checkpoint."""
+    """Whether nothing is lost with a run folder: it is empty, or its run ended before the first checkpoint."""
     return all(
         path.name == CONFIG_NAME or (path.name == METRICS_NAME and is_metrics_file(path)) for path in folder.iterdir()
     )

@@ -1,9 +1,10 @@
-"""One update of the prompt from its gradient: unscale, clip, SOAP or AdamW. The prompt and its state are fp32.
+"""One update of the prompt from its gradient: unscale, clip, then SOAP or AdamW, all in fp32.
 
-Rate and clipping are relative to the prompt's scale, the RMS of its initial values. Bases that normalise their input
-do not see that scale, but gradients are inversely proportional to it, and both optimizers move a weight by about the
-rate whatever the gradient: so relative to the scale, one default fits every base. `benchmarks/quality/defaults.py`
-compares it with others; `docs/experiments.md` keeps the figures.
+The default learning rate and clipping norm are relative to the prompt's scale, which is the RMS of its initial values.
+The output of a base that normalises its input does not depend on that scale, but the gradient is inversely proportional
+to it. Both optimizers move a weight by about the learning rate, whatever the size of the gradient. Relative to the
+scale, one default therefore fits every base. `benchmarks/quality/defaults.py` compares it with others, and
+`docs/experiments.md` has the figures.
 """
 
 import math
@@ -17,9 +18,10 @@ from softprompt.errors import Diverged
 from softprompt.prompt.embedding import rms
 from softprompt.training.soap import SphericalSOAP
 
-RELATIVE_RATES = {"soap": 0.3, "adamw": 1.0}  # times the scale
-RELATIVE_EPSILON = 1e-8  # of AdamW, over the scale
-# over the scale; nearly every step is clipped, so that rows with large gradients do not drown the others
+RELATIVE_RATES = {"soap": 0.3, "adamw": 1.0}  # the default learning rate is this times the scale
+RELATIVE_EPSILON = 1e-8  # AdamW's epsilon is this divided by the scale
+# The default clipping norm is this divided by the scale. It clips nearly every step, so that rows with large gradients
+# do not dominate the others.
 RELATIVE_GRAD_NORM = 0.03
 
 
@@ -27,11 +29,11 @@ class PromptOptimizer:
     """SOAP or AdamW on one tensor, with gradient clipping and, for fp16, loss scaling."""
 
     def __init__(self, weight: nn.Parameter, config: TrainConfig, *, scale_loss: bool) -> None:
-        """Start without any history.
+        """Create the optimizer without any history.
 
         Args:
-            weight: the prompt, fp32 `[P, H]`; a rate or a clipping norm that `config` leaves open follows from its RMS.
-            scale_loss: scale losses so that fp16 gradients do not underflow.
+            weight: the prompt, fp32 `[P, H]`. Its RMS gives the rate and the clipping norm that `config` leaves open.
+            scale_loss: whether to scale losses, so that fp16 gradients do not underflow.
         """
         self.weight, self.scale = weight, rms(weight).item() or 1.0
         self.rate = config.learning_rate or RELATIVE_RATES[config.optim] * self.scale
@@ -45,27 +47,31 @@ class PromptOptimizer:
         self.scaler = torch.amp.GradScaler(weight.device.type, enabled=scale_loss)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a loss to what has come before."""
+        """Add the gradient of `loss` to the gradient of the step so far."""
         self.scaler.scale(loss).backward()
 
     def discard(self) -> None:
-        """Forget the gradient."""
+        """Clear the gradient without a step."""
         self.inner.zero_grad()
 
     def step(self, factor: float, *, where: str) -> float:
-        """Move the prompt at `factor` times the rate and clear its gradient, whose norm before clipping is returned.
+        """Update the prompt at `factor` times the learning rate, and clear the gradient.
+
+        Returns:
+            The norm of the gradient before clipping.
 
         Raises:
-            Diverged: the gradient or the prompt is not finite; it begins with `where`.
+            Diverged: the gradient or the prompt is not finite; the message begins with `where`.
         """
         self.inner.param_groups[0]["lr"] = self.rate * factor
         self.scaler.unscale_(self.inner)
         gradient = self.weight.grad
-        assert gradient is not None  # `backward` comes before
+        assert gradient is not None  # `backward` was called before
         norm = gradient.norm().item()
-        if norm > self.max_grad_norm:  # torch's clipping adds 1e-6 to the norm, which wide embeddings would feel
+        if norm > self.max_grad_norm:  # clip_grad_norm_ adds 1e-6 to the norm, too much for wide embeddings
             gradient *= self.max_grad_norm / norm
-        # fp16 skips a step that overflowed and halves the loss's scale; below 1 the scale is not what overflows
+        # With fp16, the scaler skips a step whose gradient overflowed and halves the loss scale. Once that scale is
+        # below 1, it is not what makes the gradient overflow.
         if not math.isfinite(norm) and (not self.scaler.is_enabled() or self.scaler.get_scale() < 1):
             raise self.diverged(where, "gradient")
         self.scaler.step(self.inner)
@@ -76,11 +82,11 @@ class PromptOptimizer:
         return norm
 
     def diverged(self, where: str, what: str) -> Diverged:
-        """What is said of a run that cannot go on."""
+        """Return the exception for a run that cannot go on because `what` is not finite."""
         return Diverged(f"{where}: the {what} is not finite; lower `learning_rate` (it was {self.rate:.3g})")
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps of the optimizer."""
         return {
             "rate": self.rate,
             "max_grad_norm": self.max_grad_norm,
@@ -89,7 +95,7 @@ class PromptOptimizer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go back to `state()`."""
+        """Restore what `state()` returned."""
         self.rate, self.max_grad_norm = state["rate"], state["max_grad_norm"]
         self.inner.load_state_dict(state["inner"])
         self.scaler.load_state_dict(state["scaler"])

@@ -1,4 +1,4 @@
-"""What decides a run, and what its prompt file says of it: pure functions of options, base, rows and results."""
+"""What determines a run, and what its prompt file records: pure functions of options, base, rows and results."""
 
 import hashlib
 import math
@@ -21,7 +21,7 @@ from softprompt.prompt.start import frequent_labels
 from softprompt.system import sources
 from softprompt.training.selection import Losses, Result
 
-# what a run rests on besides its options, and what is said when it is not what the run started with
+# the inputs that determine a run besides its options, each with the message if a resumed run finds it changed
 FACTS = {
     "base": "`model`: these are not the weights that this run started with",
     "train_rows": "`data`: these are not the rows that this run started with",
@@ -29,20 +29,20 @@ FACTS = {
     "test_rows": "`test_data`: these are not the test rows that this run started with",
     "precision": "`precision`: the run started in another one",
     "device": "`device`: the run started on another kind of device",
-    "initial_prompt": "`init_from`: the run started from another prompt",  # last: it follows from what is above
+    "initial_prompt": "`init_from`: the run started from another prompt",  # last, since it depends on the others
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options that decide what a run gives, and hashes of what it was given."""
+    """What determines the result of a run: the options that matter, and the inputs, told by hash or by name."""
 
     options: dict[str, Any]
     facts: dict[str, Any]
 
     @classmethod
     def of(cls, config: TrainConfig, base: Base, rows: EncodedSplits, initial: Tensor) -> "Recipe":
-        """The recipe of a run that starts from the prompt `initial` `[P, H]`."""
+        """Return the recipe of a run that starts from the prompt `initial` `[P, H]`."""
         options = decisive(config) | {"virtual_tokens": len(initial)}
         facts = {
             "base": base.fingerprint.sha256,
@@ -53,17 +53,17 @@ class Recipe:
             "precision": base.precision,
             "device": base.device.type,
         }
-        # the base's precision is a fact, and auto may stand for it
+        # the option `precision` may be auto, so the precision that the base has is compared, as one of the facts
         return cls({name: value for name, value in options.items() if name != "precision"}, facts)
 
     @property
     def data_sha256(self) -> str:
-        """One hash of the rows of all splits."""
+        """One hash over the rows of all splits."""
         rows = "".join(self.facts[name] for name in ("train_rows", "eval_rows", "test_rows"))
         return hashlib.sha256(rows.encode()).hexdigest()
 
     def require_same(self, before: "Recipe") -> None:
-        """Raise `UserError` that names, in words, the first thing that is not as it was when the run started."""
+        """Raise a `UserError` that names the first option or input that differs from when the run started."""
         require_same_options(before.options, self.options)
         for name, message in FACTS.items():
             if before.facts.get(name) != self.facts[name]:
@@ -73,7 +73,7 @@ class Recipe:
 
 
 def require_same_options(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `UserError` that names the first option which differs from when the run started, and both values."""
+    """Raise a `UserError` that names the first option that differs from when the run started, and both values."""
     for name, value in now.items():
         if name in before and before[name] != value:
             raise UserError(
@@ -94,11 +94,11 @@ def prompt_metadata(
     train_loss: float | None,
     curve: Sequence[tuple[int, float]],
 ) -> PromptMetadata:
-    """What the prompt file says: a function of the result, so no clock, host, path or count of resumes.
+    """Return the metadata of the prompt file, which depend on no clock, host, path or number of resumes.
 
     Args:
-        data: what `data` was called when the run started.
-        train_loss: of the step of `result`, if that is the last one.
+        data: the name of the data when the run started.
+        train_loss: training loss at the step of `result`; None if that is not the last step.
         curve: (step, held-out loss) of every evaluation.
     """
     from_file = config.init_from is not None
@@ -131,12 +131,12 @@ def prompt_metadata(
 
 
 def data_name(data: object) -> str:
-    """What a prompt file calls its data: the last component of a path, other names as they are; "" if it has none."""
+    """Return how a prompt file names its data: the last component of a path, or the name; "" for data without one."""
     if not isinstance(data, str) or not data:
         return ""
     return PurePath(data).name if sources.is_path(data) and not sources.is_builtin(data) else data
 
 
 def held_out_losses(without_prompt: float | None, curve: Sequence[tuple[int, float]], step: int) -> Losses:
-    """The held-out losses of a result whose prompt is that of `step`."""
+    """Return the held-out losses of a result whose prompt is the one after `step` steps."""
     return Losses(without_prompt, curve[0][1] if curve else None, dict(curve).get(step))

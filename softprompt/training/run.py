@@ -1,7 +1,7 @@
-"""A run assembled once: from options, base and rows to a `Trainer`, and what the run folder knows of it.
+"""How a run is assembled, from options, base and rows to a `Trainer`, and what its run folder records of it.
 
-`config.json` in the run folder holds every option, the versions and the fingerprints, so that `resume` needs nothing
-but the prompt file's name, and `evaluate` finds the rows that a prompt was not trained on.
+`config.json` in the run folder holds every option, the versions of the packages and the fingerprints. With it, `resume`
+needs only the name of the prompt file, and `evaluate` finds the rows that a prompt was not trained on.
 """
 
 import importlib.metadata
@@ -29,16 +29,16 @@ from softprompt.training.report import Report
 from softprompt.training.trainer import Trainer
 
 PACKAGES = ("torch", "transformers", "datasets", "safetensors", "tqdm")
-IN_MEMORY = ""  # the name of data that has none
+IN_MEMORY = ""  # stands for the name of data that was given as rows in memory
 DATA = ("data", "eval_data", "test_data")
-PATHS = (*DATA, "init_from")  # options that name files, besides those of the run itself
-BASE = ("base", "base_revision", "base_sha256")  # what is noted of the base, from the prompt file's metadata
-LENGTHS = ("max_steps", "num_train_epochs")
+PATHS = (*DATA, "init_from")  # options that name input files
+BASE = ("base", "base_revision", "base_sha256")  # the keys of the prompt file's metadata that name the base
+LENGTHS = ("max_steps", "num_train_epochs")  # options that determine the number of steps
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What `config.json` of a run folder says: the options, with `virtual_tokens` as a number, and fingerprints."""
+    """The content of a run folder's `config.json`: options (`virtual_tokens` is never None), versions, fingerprints."""
 
     options: dict[str, Any]
     versions: dict[str, str]
@@ -49,13 +49,13 @@ class RunFacts:
 def load_inputs(
     config: TrainConfig | SweepConfig, in_memory: Mapping[str, Data] | None = None
 ) -> tuple[Base, EncodedSplits]:
-    """The base that the options name, and their rows as its token ids.
+    """Load the base that the options name, and encode their rows with its tokenizer.
 
     Args:
-        in_memory: rows that are here already, by the option that they stand for.
+        in_memory: data given as rows, by the name of the option that it replaces.
 
     Raises:
-        UserError: a device, data or a base that is not there or cannot be read.
+        UserError: the device, the data or the base is missing or cannot be read.
     """
     device = resolve_device(config.device)
     named: dict[str, Any] = {name: getattr(config, name) for name in DATA} | dict(in_memory or {})
@@ -65,15 +65,15 @@ def load_inputs(
 
 
 def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Report | None = None) -> Trainer:
-    """Assemble a run; with `resume`, go back to the last checkpoint of its run folder if there is one.
+    """Assemble a run; with `resume`, restore the last checkpoint of its run folder if there is one.
 
     Raises:
-        UserError: nothing to train on, a prompt or rows that do not fit the base, an option that would do nothing, or
-            a run folder of another recipe.
+        UserError: there are no rows to train on, the prompt or the rows do not fit the base, an option would have no
+            effect, or the checkpoint is of another run.
     """
     _require_rows(config, rows)
     require_known_ids(base, (id for row in rows.all_rows for id in row.input_ids))
-    # before so many virtual tokens are made
+    # checked first with the option alone, before a prompt of that many virtual tokens is made
     require_room(base.model, config.virtual_tokens or 0, rows.longest, option="max_length")
     prompt = initial_prompt(config, base, rows.train_rows)
     require_room(base.model, prompt.num_virtual_tokens, rows.longest, option="max_length")
@@ -86,12 +86,12 @@ def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Re
 
 
 def note_run(trainer: Trainer) -> None:
-    """Write `config.json` into the run folder, before the first step."""
+    """Write `config.json` into the run folder, which is done before the first step."""
     config, folder = trainer.config, trainer.config.run_folder
     folder.mkdir(parents=True, exist_ok=True)
-    # how a process began is nothing of the run, whose file is the same after a stop
+    # `resume` and `overwrite` belong to the process and not to the run, so a resumed run writes the same file
     options = vars(config) | {"virtual_tokens": len(trainer.weight), "resume": False, "overwrite": False}
-    for name in PATHS:  # whole, since the next command may be typed elsewhere
+    for name in PATHS:  # absolute, since the next command may run in another folder
         value = options[name]
         if value and sources.is_path(value) and not sources.is_builtin(value):
             options[name] = str(sources.local_path(value, name).resolve())
@@ -106,7 +106,7 @@ def note_run(trainer: Trainer) -> None:
 
 
 def read_run(run_folder: Path) -> RunFacts | None:
-    """What a run folder knows of its run; None if it holds no readable `config.json` of ours."""
+    """Return what a run folder records of its run, or None if it holds no readable `config.json` of softprompt."""
     try:
         content = json.loads((run_folder / CONFIG_NAME).read_text("utf-8"))
         if content["kind"] != CONFIG_KIND:
@@ -121,12 +121,12 @@ def read_run(run_folder: Path) -> RunFacts | None:
 
 
 def options_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run from those given; with `resume`, those left out are the run folder's.
+    """Return the options of a run from those given; with `resume`, the run folder supplies those left out.
 
     Nothing is loaded for this, so an option that contradicts the run is refused at once.
 
     Raises:
-        UserError: an option that decides what is learnt is given and differs from the run's, or rows that were in
+        UserError: an option that determines the result is given and differs from the run's, or rows that were in
             memory are not given again.
     """
     config = TrainConfig(**given)
@@ -135,7 +135,7 @@ def options_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
     now = {name: value for name, value in decisive(config).items() if name in given}
     if "auto" in (config.precision, known.options["precision"]):
-        now.pop("precision", None)  # what it stands for is compared once the base is loaded
+        now.pop("precision", None)  # what auto means is known, and compared, once the base is loaded
     _require_same_base_name(given, known)
     _require_same_length(known.options, now)
     require_same_options(known.options, now)
@@ -147,7 +147,7 @@ def options_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_same_base_name(given: Mapping[str, Any], known: RunFacts) -> None:
-    """Refuse another base by its name. A folder may have moved, so its weights are compared once they are loaded."""
+    """Refuse a base of another name. A folder may have moved, so its weights are compared once they are loaded."""
     name, before = given.get("model"), known.base["base"]
     if name is None or name == before:
         return
@@ -157,7 +157,7 @@ def _require_same_base_name(given: Mapping[str, Any], known: RunFacts) -> None:
 
 
 def _require_same_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse another number of steps: the rate of every step, and its end at 0, was planned for the first one."""
+    """Refuse another number of steps, since the rate of every step was planned for the number at the start."""
     for name in LENGTHS:
         if name in now and now[name] != before[name]:
             was = "not given" if before[name] in (None, -1) else before[name]
@@ -168,7 +168,7 @@ def _require_same_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> N
 
 
 def _require_rows(config: TrainConfig, rows: EncodedSplits) -> None:
-    """Raise `UserError` if there is nothing to train on, or for an option that would do nothing."""
+    """Raise `UserError` if there are no rows to train on, or if an option would have no effect."""
     if not rows.train_rows:
         name = f"`data` {config.data}" if config.data else "`data`"
         raise UserError(f"{name}: no row has a response within `max_length` {config.max_length}")

@@ -1,7 +1,7 @@
-"""`metrics.jsonl` of a run folder: its kinds of record, the one who writes it and the one who reads it.
+"""`metrics.jsonl` of a run folder: its two kinds of record, and how they are written and read.
 
-A line is a window of steps (`loss` and what belongs to it) or an evaluation (`eval_loss` or `test_loss`, and the prompt
-that was scored). Figures of a window are weighted by tokens.
+A line is either a window of steps, with `loss` and other figures, or an evaluation, with `eval_loss` or `test_loss` and
+the prompt that was scored. The loss of a window is weighted by tokens.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from typing import Any
 from softprompt.system.files import write_atomic
 
 METRICS_NAME = "metrics.jsonl"
-# the prompts that an evaluation scores
+# how a record names the prompt that an evaluation scored
 NO_PROMPT, INITIAL, CURRENT, TRAINED, KEPT = "none", "initial", "current", "trained", "kept"
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A window of steps that ends at `step`: loss per supervised token, and the last step's rate and gradient norm."""
+    """A window of steps that ends at `step`. The loss is per supervised token; rate and norm are the last step's."""
 
     step: int
     epoch: float
@@ -35,7 +35,7 @@ class StepRecord:
     supervised_tokens_per_second: float
 
     def to_json(self) -> dict[str, Any]:
-        """The line's object."""
+        """Return the JSON object of the line."""
         return dataclasses.asdict(self)
 
 
@@ -44,7 +44,7 @@ class EvaluationRecord:
     """Loss per supervised token and token accuracy of one prompt on the rows of `split`, after `step` steps.
 
     Attributes:
-        split: `eval` for the held-out rows, `test` for those that chose nothing.
+        split: `eval` for the held-out rows, `test` for the rows that neither trained nor chose the prompt.
         prompt: one of `none`, `initial`, `current`, `trained` (after the last step) and `kept` (what the file holds).
     """
 
@@ -55,7 +55,7 @@ class EvaluationRecord:
     accuracy: float
 
     def to_json(self) -> dict[str, Any]:
-        """The line's object."""
+        """Return the JSON object of the line."""
         return {
             "step": self.step,
             "prompt": self.prompt,
@@ -65,13 +65,13 @@ class EvaluationRecord:
 
 
 class RunLog:
-    """Writes the records of one run, and adds up the window of steps since the last line."""
+    """Writes the records of one run, and sums the window of steps since the last line."""
 
     def __init__(self, path: Path, *, first_step: int = 0, window: tuple[float, int] = (0.0, 0)) -> None:
-        """Drop records of steps behind `first_step`, which a resumed run takes again.
+        """Drop the records after `first_step`, since a resumed run takes those steps again.
 
         Args:
-            window: loss sum and supervised tokens of the steps that were not logged yet at `first_step`.
+            window: loss sum and supervised tokens of the steps that were not yet logged at `first_step`.
         """
         self.path = path
         _keep_until(path, first_step)
@@ -84,11 +84,11 @@ class RunLog:
 
     @property
     def tokens_per_second(self) -> float:
-        """Supervised tokens a second since the last line."""
+        """Supervised tokens per second of training since the last line, or since `start`."""
         return (self.supervised - self.before) / max(time.perf_counter() - self.started, 1e-9)
 
     def start(self) -> None:
-        """Begin to count seconds; what went before is not training."""
+        """Start the clock; the time before this call was not training."""
         self._restart(*self.window)
 
     def add_step(self, loss_sum: float, supervised: int) -> None:
@@ -113,7 +113,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens here is not training: its seconds do not count."""
+        """Stop the clock within the block, where no training happens."""
         start = time.perf_counter()
         try:
             yield
@@ -121,9 +121,9 @@ class RunLog:
             self.started += time.perf_counter() - start
 
     def write(self, record: StepRecord | EvaluationRecord) -> None:
-        """Append one line, synced; a line that a crash cuts short is dropped on resume.
+        """Append one line and sync it to disk; a line that a crash cuts short is dropped on resume.
 
-        A number that is not finite becomes null: an fp16 step that was skipped has such a norm, and JSON has no NaN.
+        A number that is not finite becomes null, since JSON has no NaN. A skipped fp16 step has such a gradient norm.
         """
         values = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -140,14 +140,14 @@ class RunLog:
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a metrics file that are records, as objects, and how many are none: a crash cuts the last one."""
+    """Return the records of a metrics file, and how many lines are damaged, such as the last one after a crash."""
     lines = [line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
     records = [record for line in lines if (record := _record(line)) is not None]
     return records, len(lines) - len(records)
 
 
 def is_metrics_file(path: Path) -> bool:
-    """Whether a file begins like one that a run wrote; an empty one may be."""
+    """Whether a file begins like a metrics file; an empty file counts as one."""
     try:
         with path.open(encoding="utf-8") as file:
             first = file.readline()
@@ -157,6 +157,7 @@ def is_metrics_file(path: Path) -> bool:
 
 
 def _record(line: str) -> dict[str, Any] | None:
+    """Return the record of a line, or None if the line is not one."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -169,9 +170,9 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 def _keep_until(path: Path, first_step: int) -> None:
-    """Keep the records up to a checkpoint's step, but for test figures, which come again at the end.
+    """Keep the records up to the step of a checkpoint; at step 0, where a run starts afresh, keep none.
 
-    A line that a crash cut short goes too.
+    Test figures are dropped as well, since they are measured again at the end, and so are damaged lines.
     """
     if not path.exists():
         return

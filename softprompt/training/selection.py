@@ -1,6 +1,6 @@
-"""What held-out rows decide: which prompt of a run is kept, and when it is no use to go on.
+"""What the held-out rows decide: which prompt of a run is kept, and when the run stops early.
 
-The figures here choose, so they flatter what they chose; a figure to report comes from other rows (`test_data`).
+The held-out losses choose the prompt, so they flatter it; take figures to report from other rows (`test_data`).
 """
 
 import dataclasses
@@ -21,26 +21,26 @@ from softprompt.training.run_log import CURRENT, INITIAL, KEPT, NO_PROMPT, TRAIN
 
 @dataclass(frozen=True)
 class Losses:
-    """Loss per supervised token on rows that were not trained on; None where it was not measured."""
+    """Losses per supervised token on rows that were not trained on; each is None if it was not measured."""
 
     without_prompt: float | None = None
     initial_prompt: float | None = None
     trained_prompt: float | None = None
 
     def finite(self) -> dict[str, float | None]:
-        """By name, None also for one that is not finite, which JSON does not have."""
+        """Return the losses by name, with None for those that are not finite, since JSON has no such numbers."""
         losses = dataclasses.asdict(self).items()
         return {name: None if loss is None or not math.isfinite(loss) else loss for name, loss in losses}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ends with.
+    """The result of a run.
 
     Attributes:
-        held_out: losses on the rows that chose the prompt.
-        test: losses on rows that chose nothing.
-        step: of the prompt that was kept.
+        held_out: losses on the held-out rows, which chose the prompt.
+        test: losses on the test rows, which neither trained nor chose it.
+        step: the step after which the prompt was as it is kept.
         still_falling: whether the held-out loss was still falling when the run ended.
     """
 
@@ -50,7 +50,7 @@ class Result:
     still_falling: bool = False
 
 
-# a run whose last evaluation still brought more than this share of its whole gain would gain from more steps
+# if the last evaluation brought more than this share of the gain of the whole run, more steps would help
 STILL_FALLING_SHARE = 0.05
 
 
@@ -59,10 +59,11 @@ class Selection:
     """The held-out losses of a run so far, and the prompt that had the lowest.
 
     Attributes:
-        patience: evaluations in a row without a lower loss after which a run stops; None is never.
+        patience: a run stops after this many evaluations in a row without a lower loss; None: it does not.
         without_prompt: loss per supervised token of the base alone.
         curve: (step, loss) of every evaluation; step 0 is the initial prompt.
-        best: that prompt, `[P, H]` on the CPU, of `best_step`.
+        best: the prompt with the lowest loss, `[P, H]` on the CPU, as it was after `best_step` steps.
+        stale: number of evaluations since the lowest loss.
     """
 
     patience: int | None = None
@@ -73,7 +74,7 @@ class Selection:
     stale: int = 0
 
     def add(self, step: int, loss: float, prompt: Tensor) -> None:
-        """Note the held-out loss of `prompt` after `step` steps; a loss that is not finite never is the best."""
+        """Record the held-out loss of `prompt` after `step` steps; a loss that is not finite is never the best."""
         if loss < self.best_loss:
             self.best, self.best_step, self.stale = prompt.detach().cpu().clone(), step, 0
         else:
@@ -82,17 +83,17 @@ class Selection:
 
     @property
     def best_loss(self) -> float:
-        """The lowest loss so far; infinity before the first."""
+        """The lowest finite loss so far; infinity if there is none."""
         return min((loss for _, loss in self.curve if math.isfinite(loss)), default=math.inf)
 
     @property
     def initial_loss(self) -> float | None:
-        """Of the initial prompt."""
+        """The loss of the initial prompt; None before the first evaluation."""
         return self.curve[0][1] if self.curve else None
 
     @property
     def still_falling(self) -> bool:
-        """Whether the last evaluation has the lowest loss, and was a clear part of the gain over the initial prompt."""
+        """Whether the last evaluation has the lowest loss and brought a clear part of the gain over the whole run."""
         if len(self.curve) < 3 or self.best_step != self.curve[-1][0]:
             return False
         (_, first), *_, (_, before), (_, last) = self.curve
@@ -100,33 +101,33 @@ class Selection:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the loss has not fallen for as long as `patience` allows."""
+        """Whether the last `patience` evaluations brought no lower loss."""
         return self.patience is not None and self.stale >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps of the selection."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 class Evaluator:
-    """Scores rows for a run: tells the log and the report, and lets held-out rows choose."""
+    """Scores rows for a run, passes the figures to log and report, and lets the held-out rows choose the prompt."""
 
     def __init__(self, model: SoftPromptModel, pad_token_id: int, log: RunLog, report: Report) -> None:
         self.model, self.pad_token_id, self.log, self.report = model, pad_token_id, log, report
 
     def start(self, selection: Selection, rows: Sequence[EncodedRow]) -> None:
-        """Held-out losses before the first step: of the base alone and of the untrained prompt."""
+        """Score the held-out rows before the first step, with the base alone and with the untrained prompt."""
         if rows:
             selection.without_prompt = self._measure(self.model.base_model, rows, 0, "eval", NO_PROMPT).loss
             self._choose(selection, rows, 0, INITIAL)
 
     def after_step(self, selection: Selection, rows: Sequence[EncodedRow], step: int, *, last: bool) -> None:
-        """Held-out loss of the prompt as it is now."""
+        """Score the held-out rows with the prompt as it is now."""
         if rows:
             self._choose(selection, rows, step, TRAINED if last else CURRENT)
 
     def at_the_end(self, rows: Sequence[EncodedRow], step: int) -> Losses:
-        """The one look at the test rows, with the prompt that was kept."""
+        """Score the test rows, once in a run, with the base alone and with the prompt that was kept."""
         if not rows:
             return Losses()
         without = self._measure(self.model.base_model, rows, step, "test", NO_PROMPT).loss
@@ -139,7 +140,7 @@ class Evaluator:
     def _measure(
         self, model: SoftPromptModel | PreTrainedModel, rows: Sequence[EncodedRow], step: int, split: str, prompt: str
     ) -> Score:
-        """Loss per supervised token, shown and recorded with its token accuracy."""
+        """Score the rows, and pass loss and token accuracy to report and log; the time does not count as training."""
         with self.log.paused():
             scores = row_scores(model, rows, pad_token_id=self.pad_token_id, advance=self.report.scoring)
             score = total_score(scores)

@@ -1,8 +1,8 @@
-"""A small, seeded search for P, rate and start by successive halving on held-out rows.
+"""A small, seeded search for P, learning rate and init by successive halving on held-out rows.
 
-Every round trains its trials in full, with twice the steps of the round before, and the better half goes on (Jamieson
-and Talwalkar, 2016); the rate falls to zero within each run, so the trials of a round compare fairly. A trial is a
-training run in the sweep's folder, and its prompt file is the record that it is done.
+Every round trains its trials from the start, with twice the steps of the round before, and the better half goes on
+(Jamieson and Talwalkar, 2016). The learning rate falls to zero within each run, so the trials of a round compare
+fairly. A trial is a training run in the sweep's folder, and its prompt file shows that it is done.
 """
 
 import itertools
@@ -32,10 +32,10 @@ from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report
 from softprompt.training.run import prepare_run
 
-# the sweep folder's record of what it searches, and the sign that the folder is a sweep's
+# the file in which a sweep folder records what is searched; a folder without it is no sweep folder
 RECIPE_NAME = "sweep.json"
-LAST_ROUND = 3  # trials; with fewer there is little left to choose
-# options of the sweep that are those of each of its runs
+LAST_ROUND = 3  # most trials of the last round; with fewer there is little left to choose
+# options that a sweep hands on to its runs as they are
 SHARED = (
     "model", "data", "eval_data", "eval_fraction", "test_data", "init_text", "max_length", "precision", "seed",
     "per_device_train_batch_size", "gradient_accumulation_steps", "device",
@@ -44,7 +44,7 @@ SHARED = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination; the rate is relative to the RMS of the initial prompt."""
+    """One combination to try; the learning rate is relative to the RMS of the initial prompt."""
 
     virtual_tokens: int
     relative_rate: float
@@ -52,13 +52,13 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """For files."""
+        """The beginning of the names of the trial's files."""
         return f"{self.init}-{self.virtual_tokens}-{self.relative_rate:g}"
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A finished trial: its learning rate, and the held-out loss of its kept prompt, infinity if it diverged."""
+    """A finished trial, its absolute learning rate, and its held-out loss, which is infinity if it diverged."""
 
     trial: Trial
     learning_rate: float
@@ -75,17 +75,17 @@ class SweepResult:
 
 
 class SweepReport(Report):
-    """Hears how a search goes; keeps silent, as `Report` does. Steps are counted over all trials."""
+    """Shows nothing of a search; a subclass shows what it overrides. Steps are counted over all trials."""
 
     def round(self, num_trials: int, steps: int) -> None:
-        """A round begins."""
+        """A round of `num_trials` trials begins, each of `steps` steps."""
 
-    def trial(self, result: TrialResult) -> None:
-        """A trial is finished."""
+    def trial(self, result: TrialResult, steps_done: int) -> None:
+        """A trial is finished, and with it `steps_done` of all steps, those of an earlier run included."""
 
 
 class TrialReport(Report):
-    """What a search hears of one of its runs: the steps."""
+    """Passes the steps of one trial on to the report of the search, and nothing else."""
 
     def __init__(self, sweep: SweepReport) -> None:
         self.sweep = sweep
@@ -95,14 +95,15 @@ class TrialReport(Report):
 
 
 def choose_trials(config: SweepConfig) -> list[Trial]:
-    """A seeded choice of `max_trials` combinations."""
+    """Return a seeded choice of at most `max_trials` combinations."""
     grid = [Trial(*values) for values in itertools.product(config.virtual_tokens, config.relative_rates, config.init)]
     grid = list(dict.fromkeys(grid))
     return random.Random(config.seed).sample(grid, min(config.max_trials, len(grid)))
 
 
 def plan_rounds(num_trials: int, max_steps: int) -> list[tuple[int, int]]:
-    """Trials and steps of every round: half as many trials, twice the steps, up to `max_steps`."""
+    """Return (trials, steps) of every round; each has half the trials and twice the steps, up to `max_steps`."""
+    # halves are rounded up, and steps are halved from the last round back to the first
     counts = [num_trials]
     while counts[-1] > LAST_ROUND:
         counts.append(-(-counts[-1] // 2))
@@ -110,13 +111,13 @@ def plan_rounds(num_trials: int, max_steps: int) -> list[tuple[int, int]]:
 
 
 class Search:
-    """The rounds of one search, on one loaded base."""
+    """One search on one loaded base."""
 
     def __init__(self, config: SweepConfig, base: Base, rows: EncodedSplits, report: SweepReport | None = None) -> None:
-        """Note the recipe in the sweep's folder, or compare it with the one that is there.
+        """Write the recipe into the sweep's folder; with `resume`, first compare it with the one that is there.
 
         Raises:
-            UserError: `resume` of a sweep with another recipe or prompt file.
+            UserError: the sweep to resume has another recipe or prompt file.
         """
         self.config, self.base, self.rows, self.report = config, base, rows, report or SweepReport()
         self.folder, recipe_file = config.sweep_folder, config.sweep_folder / RECIPE_NAME
@@ -130,7 +131,7 @@ class Search:
         write_atomic(recipe_file, (json.dumps(recipe, indent=1) + "\n").encode())
 
     def run(self) -> SweepResult:
-        """Hold the rounds, write the best trial's prompt, and score it on the test rows.
+        """Run the rounds, write the best trial's prompt, and score it on the test rows.
 
         Raises:
             UserError: no trial of a round has a finite loss.
@@ -138,6 +139,7 @@ class Search:
         trials = choose_trials(self.config)
         rounds = plan_rounds(len(trials), self.config.max_steps)
         self.report.begin(0, sum(count * steps for count, steps in rounds))
+        self.steps_done = 0
         try:
             for count, steps in rounds:
                 self.report.round(count, steps)
@@ -153,7 +155,7 @@ class Search:
         return SweepResult(ranked[0], self._test_score(best_file), self._options(ranked[0]))
 
     def _recipe(self) -> dict[str, Any]:
-        """What a search that goes on must have alike."""
+        """Return what must be the same when a search is resumed."""
         prompt_file = os.path.relpath(Path(self.config.prompt_file).resolve(), self.folder.resolve())
         rows = rows_sha256(self.rows.train_rows, self.rows.eval_rows)
         return {
@@ -164,7 +166,7 @@ class Search:
         }
 
     def _result(self, trial: Trial, steps: int) -> TrialResult:
-        """Train a trial, unless a sweep that goes on has done so; its prompt file has the loss."""
+        """Train a trial, unless a resumed sweep has already done so, and read the loss from its prompt file."""
         file = self._prompt_file(trial, steps)
         rate = trial.relative_rate * rms(self._initial(trial).weight).item()
         try:
@@ -176,16 +178,17 @@ class Search:
         except Diverged:
             loss = None
         result = TrialResult(trial, rate, math.inf if loss is None else loss)
-        self.report.trial(result)
+        self.steps_done += steps
+        self.report.trial(result, self.steps_done)
         return result
 
     @property
     def rows_to_choose(self) -> EncodedSplits:
-        """The rows of a trial, which must not see those that report."""
+        """The rows of a trial: those to train on and to choose by, but not the test rows."""
         return EncodedSplits(self.rows.train, self.rows.held_out)
 
     def _config_of(self, trial: Trial, steps: int, rate: float) -> TrainConfig:
-        """The options of a trial's run."""
+        """Return the options of a trial's run."""
         shared = {name: getattr(self.config, name) for name in SHARED if name != "test_data"}
         return TrainConfig(
             **shared,
@@ -208,7 +211,7 @@ class Search:
         return initial_prompt(config, self.base, self.rows.train_rows)
 
     def _forget_trials(self) -> None:
-        """Delete what an earlier sweep left of trials that are to be run: `resume` would take it for this one's."""
+        """Delete an earlier sweep's files of the trials that are planned; a later `resume` would take them for ours."""
         trials = choose_trials(self.config)
         for trial, (_, steps) in itertools.product(trials, plan_rounds(len(trials), self.config.max_steps)):
             file = self._prompt_file(trial, steps)
@@ -221,14 +224,14 @@ class Search:
         return self.folder / f"{trial.name}-{steps}.safetensors"
 
     def _test_score(self, file: Path) -> Score | None:
-        """The one look at the test rows."""
+        """Score the test rows, once in a search; return None if there are none."""
         if not self.rows.test_rows:
             return None
         model = SoftPromptModel(self.base.model, SoftPromptEmbedding.from_tensor(load_prompt(file).weight))
         return total_score(row_scores(model, self.rows.test_rows, pad_token_id=self.base.pad_token_id))
 
     def _options(self, best: TrialResult) -> dict[str, Any]:
-        """The options of a training run that gives the same prompt, where they are not the defaults."""
+        """Return the options of a training run that gives the same prompt, leaving out defaults."""
         options = {name: getattr(self.config, name) for name in SHARED}
         options |= {"virtual_tokens": best.trial.virtual_tokens, "init": best.trial.init}
         options |= {"max_steps": self.config.max_steps, "learning_rate": best.learning_rate}
@@ -237,7 +240,7 @@ class Search:
 
 
 def _require_same_recipe(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `UserError` that names, in words, the first thing that is not as it was when the sweep started."""
+    """Raise a `UserError` that names the first option or input that differs from when the sweep started."""
     require_same_options(before.get("options", {}), now["options"])
     messages = {
         "base_sha256": "`model`: these are not the weights that this sweep started with",

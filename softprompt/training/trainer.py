@@ -1,7 +1,7 @@
-"""The only loop: step, schedule, log, evaluate, save.
+"""The training loop: it takes steps, logs, evaluates and saves.
 
-A step's loss is the sum over its supervised tokens divided by their number, however the step is cut into passes. The
-base is held in the chosen precision; the prompt, its gradient and its optimizer state stay fp32.
+The loss of a step is the sum over its supervised tokens divided by their number, however the step is cut into passes.
+The base is held in the chosen precision; the prompt, its gradient and its optimizer state stay fp32.
 """
 
 import math
@@ -35,7 +35,7 @@ from softprompt.training.run_log import METRICS_NAME, RunLog
 from softprompt.training.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.training.selection import Evaluator, Losses, Result, Selection
 
-EVALUATIONS = 10  # held-out losses of a run, after the first
+EVALUATIONS = 10  # in a run by default, not counting the one before the first step
 
 
 class Trainer:
@@ -44,13 +44,13 @@ class Trainer:
     def __init__(
         self, model: SoftPromptModel, base: Base, rows: EncodedSplits, config: TrainConfig, report: Report | None = None
     ) -> None:
-        """Prepare a run; nothing is computed or written yet."""
+        """Prepare a run; no step is taken and nothing is written yet."""
         self.model, self.base, self.rows, self.config, self.report = model, base, rows, config, report or Report()
         self.weight = model.soft_prompt.weight
         self.recipe, self.data_name = Recipe.of(config, base, rows, self.weight), data_name(config.data)
         self.optimizer = PromptOptimizer(self.weight, config, scale_loss=base.precision == "fp16")
         if config.gradient_checkpointing:
-            recomputable_layers(base.model)  # complains if there are none
+            recomputable_layers(base.model)  # raises UserError if there are none
         limit = config.max_tokens_per_pass
         self.max_tokens = tokens_that_fit(base.model) if limit == "auto" else int(limit)
         num_rows = len(rows.train_rows)
@@ -63,11 +63,11 @@ class Trainer:
         self.stop_signal: int | None = None
 
     def run(self) -> Result:
-        """Train to the last step, or until held-out losses say stop, and write the prompt file.
+        """Train to the last step, or until the held-out losses end the run, and write the prompt file.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came; the last whole step is saved.
-            Diverged: the loss or the gradient is no longer finite.
+            Interrupted: SIGINT or SIGTERM arrived; the last whole step is saved.
+            Diverged: the loss, the gradient or the prompt is no longer finite.
         """
         folder = open_run_folder(self.config)
         self.log = RunLog(folder / METRICS_NAME, first_step=self.step, window=self.window)
@@ -92,14 +92,14 @@ class Trainer:
 
     @property
     def ended(self) -> bool:
-        """Whether no step is left, or no patience."""
+        """Whether the last step is done, or the early stopping has run out of patience."""
         return self.step >= self.total or self.selection.exhausted
 
     def restore(self, saved: Checkpoint) -> None:
-        """Go back to a checkpoint: prompt, optimizer, random states, thread count, place in the data, held-out losses.
+        """Restore a checkpoint: prompt, optimizer, random states, thread count, place in the data, held-out losses.
 
         Raises:
-            UserError: the checkpoint is of a run with another recipe, base, data or prompt file.
+            UserError: the checkpoint is of a run with other options, another base, other data or another prompt file.
         """
         state = saved.state
         self.recipe.require_same(Recipe(**state["recipe"]))
@@ -111,14 +111,14 @@ class Trainer:
             self.weight.copy_(saved.prompt.weight)
         self.optimizer.load(state["optimizer"])
         self.selection = Selection(**state["selection"])
-        self.data_name = saved.prompt.facts.data  # the same rows may have another name now
+        self.data_name = saved.prompt.facts.data  # as at the start, since the same rows may have another name now
         self.step, self.train_loss = state["step"], state["train_loss"]
         self.window = tuple(state["window"])
         self.max_tokens = state["max_tokens_per_pass"]
         restore_random_states(state, self.base.device)
 
     def _advance(self, folder: Path) -> None:
-        """One optimizer step with what is due after it; nothing is counted if a signal cuts it short."""
+        """Take one step and do what is due after it; a step that a signal cuts short is dropped."""
         config, factor = self.config, self.factor(self.step)
         places = rows_of_step(self.step, len(self.rows.train_rows), config.rows_per_step, config.seed)
         rows = [self.rows.train_rows[place] for place in places]
@@ -135,7 +135,7 @@ class Trainer:
         self._after_step(folder, self.optimizer.rate * factor, grad_norm)
 
     def _after_step(self, folder: Path, rate: float, grad_norm: float) -> None:
-        """Log, evaluate and save where this step is one to do so."""
+        """Log, evaluate and save, each if it is due after this step."""
         config, last = self.config, self.step == self.total
         if self.step % config.logging_steps == 0 or last:
             epoch = self.step / math.ceil(len(self.rows.train_rows) / config.rows_per_step)
@@ -147,7 +147,7 @@ class Trainer:
             self._save(folder)
 
     def _accumulate(self, rows: list[EncodedRow], supervised: int) -> float | None:
-        """Gradient of the step's mean loss, pass by pass; returns the loss sum, or None when asked to stop."""
+        """Add up the gradient of the step's mean loss, pass by pass; return the loss sum, or None after a signal."""
         loss_sum = 0.0
         for loss in pass_losses(
             self.model,
@@ -157,6 +157,7 @@ class Trainer:
             pad_token_id=self.base.pad_token_id,
             recompute=self.config.gradient_checkpointing,
         ):
+            # divided by the tokens of the whole step, so that the passes add up to the gradient of the step's mean
             self.optimizer.backward(loss / supervised)
             loss_sum += loss.item()
             if self.stop_signal is not None:
@@ -166,7 +167,7 @@ class Trainer:
         return loss_sum
 
     def _finish(self) -> Result:
-        """Put the kept prompt into the model, score it on the test rows, and write the prompt file."""
+        """Put the prompt to keep into the model, score it on the test rows, and write the prompt file."""
         selection, kept = self.selection, self.step
         if self.step < self.total:
             self.report.say(
@@ -200,7 +201,7 @@ class Trainer:
         save_checkpoint(folder, self.step, self._prompt_bytes(Result(losses, Losses(), self.step)), state)
 
     def _prompt_bytes(self, result: Result) -> bytes:
-        """The prompt as it is now, with what is to be said of it."""
+        """Return the content of a prompt file: the prompt as it is now, with the metadata of `result`."""
         metadata = prompt_metadata(
             self.config,
             self.base,
@@ -216,7 +217,7 @@ class Trainer:
         return prompt_bytes(self.model.soft_prompt, metadata.to_strings())
 
     def _note_signal(self, signum: int) -> None:
-        """The first one lets the step end; the second acts at once."""
+        """Note the first signal, after which the pass in progress ends and the run saves; the second stops at once."""
         if self.stop_signal is not None:
             raise Interrupted(signum, "stopped at once; the last checkpoint stands")
         self.stop_signal = signum

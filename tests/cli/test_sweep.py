@@ -15,6 +15,7 @@ from softprompt.cli.program import run as run_program
 from softprompt.config.commands import SweepConfig
 from softprompt.errors import Interrupted
 from softprompt.training import sweep
+from softprompt.training.run import load_inputs
 from softprompt.training.trainer import Trainer
 
 GRID = ["--virtual-tokens", "2", "5", "--relative-rates", "0.01", "1", "--init", "text", "random"]
@@ -182,3 +183,31 @@ def test_without_held_out_rows_there_is_nothing_to_choose_by(searched, model_fol
     argv = ["--model", str(model_folder), "--data", str(rows_file)]
     status = run_program(lambda: sweep_command.main(argv), prog="softprompt")
     assert_one_line(Result(status, *capfd.readouterr()), "--eval-data", "--eval-fraction")
+
+
+def test_the_bar_ends_full_also_when_trials_were_done_before_or_diverged(
+    model_folder, rows_file, tmp_path, monkeypatch
+):
+    class Bar(sweep.SweepReport):
+        """Counts as the terminal's bar does."""
+
+        total = done = 0
+
+        def begin(self, first_step, total_steps):
+            self.total, self.done = total_steps, 0
+
+        def step(self, *figures):
+            self.done += 1
+
+        def trial(self, result, steps_done):
+            assert self.done <= steps_done
+            self.done = steps_done
+
+    options = {"model": str(model_folder), "data": str(rows_file), "eval_fraction": 0.3, "max_steps": 4}
+    options |= {"virtual_tokens": (2, 3), "relative_rates": (0.1, 1e30), "init": ("text",), "precision": "fp32"}
+    options |= {"prompt_file": str(tmp_path / "p.safetensors"), "gradient_accumulation_steps": 2}
+    for resume in (False, True):
+        config, bar = SweepConfig(**options, resume=resume), Bar()
+        base, rows = load_inputs(config)
+        sweep.Search(config, base, rows, bar).run()
+        assert bar.done == bar.total > 0
