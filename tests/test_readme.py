@@ -1,37 +1,48 @@
-"""What the README shows is true: its Python block runs, its commands are the ones that CI runs, its files are there."""
+"""The README's figures of quality are those of docs/quality.md, and CI runs its first command."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+SIDES = {
+    "no prompt": "no prompt",
+    "softprompt, default": "**softprompt, default**",
+    "PEFT prompt tuning, best rate": "best prompt",
+    "PEFT at 5e-5": "PEFT prompt tuning, text, the tutorial's rate",
+    "p-tuning": "PEFT p-tuning",
+    "prefix tuning": "PEFT prefix tuning",
+    "LoRA r=8": "PEFT LoRA r=8",
+    "full fine-tuning": "full fine-tuning",
+}
 
 
-def test_python_block_runs(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "softprompt").symlink_to(ROOT / "softprompt")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "torch.Size([12, 192])"
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_ci_runs_the_readme_commands():
+def measured(task):
+    """The report loss of every side on a task, from docs/quality.md; PEFT's best prompt has the ratio 1."""
+    text = (ROOT / "docs" / "quality.md").read_text("utf-8")
+    table = text.partition(f"**{task}**\n\n")[2].partition("\n\n")[0]
+    rows = [cells(line) for line in table.splitlines()[2:]]
+    losses = {row[0]: float(row[3].split()[0]) for row in rows}
+    (best,) = [losses[row[0]] for row in rows if row[4] == "1.000"]
+    return losses | {"best prompt": best}
+
+
+def test_the_quality_table_is_that_of_the_study():
+    header, _, *lines = re.search(r"^\| task \|.*?(?=\n\n)", README, re.MULTILINE | re.DOTALL)[0].splitlines()
+    names = cells(header)[1:]
+    assert len(lines) == 4 and len(names) == len(SIDES)
+    for line in lines:
+        task, *figures = cells(line)
+        losses = measured(task.partition(",")[0])
+        for name, figure in zip(names, figures, strict=True):
+            assert abs(float(figure.strip("*")) - losses[SIDES[name]]) < 6e-4, (task, name)
+
+
+def test_ci_runs_the_first_command():
     script = (ROOT / ".ci" / "run").read_text("utf-8")
-    for command in (
-        "install -r requirements.txt",
-        "train.py --virtual-tokens 12",
-        "pip install -r requirements-dev.txt && python -m pytest",
-    ):
+    for command in ("install -r requirements.txt", "train.py --virtual-tokens 12"):
         assert command in README and command in script
-
-
-def test_nothing_is_left_to_fill_in():
-    assert re.findall(r"@[A-Z]+@", README) == []
-
-
-def test_named_files_exist():
-    names = set(re.findall(r"`((?:softprompt|benchmarks|scripts|tests)/[\w./-]+)`", README))
-    assert len(names) > 10
-    assert [name for name in names if not (ROOT / name).exists()] == []
