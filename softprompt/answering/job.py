@@ -221,6 +221,6 @@ def _batch_seed(seed: int, first_number: int) -> int:
 
 
 def _record(row: Row, answers: list[str], config: GenerateConfig) -> dict[str, object]:
-    """Return the JSON object of one row in the output."""
-    question = {"instruction": row.instruction, "input": row.input}
+    """Return the JSON object of one row in the output: its question, its other columns and the answers."""
+    question = {"instruction": row.instruction, "input": row.input, **row.others}
     return question | ({"answer": answers[0]} if config.num_return_sequences == 1 else {"answers": answers})

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softprompt.config.commands import GenerateConfig
+from softprompt.data.values import to_json
 from softprompt.errors import UserError
 from softprompt.system import sources
 from softprompt.system.files import check_output_file, write_atomic
@@ -80,7 +81,7 @@ def answers_path(config: GenerateConfig) -> Path:
     rows = sources.local_path(name, "instructions")
     if rows.name in ("", ".."):
         rows = rows.resolve()
-    stem = rows.name if rows.is_dir() else rows.stem
+    stem = rows.name if rows.is_dir() else sources.stem_of(rows)
     return rows.with_name(f"{stem}.answers.jsonl")
 
 
@@ -158,4 +159,4 @@ def _batch(line: bytes) -> dict[int, list[str]] | None:
 
 def _line(value: dict) -> bytes:
     """Return one line of JSONL, in which no script is escaped."""
-    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+    return (to_json(value) + "\n").encode()

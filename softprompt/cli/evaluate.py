@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     from softprompt.base.device import resolve_device
     from softprompt.cli.terminal import screen_width
     from softprompt.cli.text import describe_base, describe_split
-    from softprompt.data.splits import EncodedSplit
+    from softprompt.data.splits import EncodedSplit, cut_of
     from softprompt.prompt.fit import load_prompt_base
 
     settle()
@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     eval_set = encode_eval_set(chosen.rows[: config.max_rows], base, config, name=chosen.name)
     check_fit(eval_set, sides, base, max_new_tokens=config.max_new_tokens)
     notes += notes_on_seen_rows(files, eval_set.encoded)
-    scored = describe_split(f"`data` {chosen.name}", EncodedSplit(eval_set.encoded, eval_set.skipped))
+    split = EncodedSplit(eval_set.encoded, eval_set.skipped, cut=cut_of(eval_set.encoded))
+    scored = describe_split(f"`data` {chosen.name}", split)
+    notes = [*(f"note: {note}" for note in chosen.notes), *notes]
     # the note on the text prompt quotes the user's own text, whose backticks stay
     notes = [note if note.startswith(TEXT_PROMPT) else flags_in(note) for note in notes]
     print(describe_base(base), flags_in(scored), *notes, sep="\n", flush=True)
@@ -79,10 +81,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rows to score and their name in messages; `splits` and `max_length` are those of the run that named them."""
+    """The rows to score, their name in messages and notes on them; `splits` and `max_length` are those of their run."""
 
     rows: "list[Row]"
     name: str
+    notes: list[str] = field(default_factory=list)
     splits: "Splits | None" = None
     max_length: int = 0
 
@@ -122,7 +125,7 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
         what = "held-out" if config.held_out else "test or held-out"
         raise UserError(f"`data`: name the rows to score; {first} has no {what} rows of its own")
     name = f"{run.options['data']} ({'held out' if held_out else 'test'}, as {folder} has it)"
-    return Chosen(rows, name, splits, run.options["max_length"])
+    return Chosen(rows, name, splits.notes, splits, run.options["max_length"])
 
 
 def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, prompt_file: str) -> None:

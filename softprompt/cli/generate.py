@@ -60,11 +60,14 @@ def answer_many(config: GenerateConfig) -> None:
     from softprompt.answering.job import answer_rows
     from softprompt.answering.output import check_answer_file
     from softprompt.cli.terminal import TerminalJobReport
+    from softprompt.cli.text import describe_notes
     from softprompt.data.splits import load_questions
 
     settle()
     check_answer_file(config)
-    rows, name = load_questions(config.instructions)
+    rows, name, notes = load_questions(config.instructions)
+    for line in describe_notes(notes):
+        print(line, file=sys.stderr)
     model, base, prompt = load_prompted_base(config)
     answer_rows(model, base, config, rows=rows, name=name, prompt=prompt, report=TerminalJobReport())
 

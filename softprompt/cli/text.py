@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,7 +13,7 @@ from softprompt.cli.program import typed
 from softprompt.config.commands import TrainConfig
 from softprompt.config.options import flag, flags_in
 from softprompt.data.encoding import IGNORE_INDEX, EncodedRow, decode_text
-from softprompt.data.splits import EncodedSplit, EncodedSplits
+from softprompt.data.splits import KEPT_WHOLE, EncodedSplit, EncodedSplits, numbers_shown
 from softprompt.engine.families import can_pack
 from softprompt.engine.forward import attention_note
 from softprompt.engine.model import SoftPromptModel
@@ -31,6 +31,7 @@ PROMPTS = {
     TRAINED: "with the trained prompt",
     KEPT: "with the kept prompt",
 }
+MANY_CUT = 0.1  # a share of rows without their end that is worth a warning
 SPLITS = {"eval": "held-out", "test": "test"}
 
 
@@ -56,22 +57,39 @@ def describe_rows(rows: EncodedSplits, data: str, tokenizer: PreTrainedTokenizer
     lines = [describe_split(f"`data` {data}", rows.train), describe_split("held out", rows.held_out)]
     if rows.test.rows or rows.test.skipped or rows.test.copies:
         lines.append(describe_split("test", rows.test))
-    lines = [flags_in(line) for line in lines]  # not in the row below, whose own backticks stay
+    # not in the row below, whose own backticks stay
+    lines = [*map(flags_in, lines), *describe_notes(rows.notes)]
     if rows.train_rows:
         lines.append(describe_row(rows.train_rows[0], tokenizer))
     return "\n".join(lines)
 
 
+def describe_notes(notes: Iterable[str]) -> list[str]:
+    """What is worth telling about the data, a line each."""
+    return [flags_in(f"note: {note}") for note in notes]
+
+
 def describe_split(name: str, split: EncodedSplit) -> str:
-    """Say how many rows and supervised tokens a split has, and which rows are left out."""
+    """Say how many rows and supervised tokens a split has, which rows are left out, and how many lose their end.
+
+    It is a warning if more than a tenth of the rows lose their end.
+    """
     supervised = sum(row.num_supervised for row in split.rows)
     line = f"{name}: {len(split.rows):,} rows, {supervised:,} supervised tokens"
     if split.copies:
         line += f"; {split.copies} that are also rows of another split left out"
-    if not split.skipped:
-        return line
-    shown = ", ".join(map(str, split.skipped[:5])) + (", ..." if len(split.skipped) > 5 else "")
-    return f"{line}; {len(split.skipped)} without a response (blank, or cut off by `max_length`) skipped: row {shown}"
+    if split.skipped:
+        line += (
+            f"; {len(split.skipped)} without a question or a response (blank, or cut off by `max_length`) skipped:"
+            f" row {numbers_shown(split.skipped)}"
+        )
+    cut = split.cut
+    if cut.without_end:
+        line += (
+            f"; {cut.without_end:,} cut before their end by `max_length`; `max_length` {cut.enough} would keep"
+            f" {100 * KEPT_WHOLE:.0f} % of the rows whole"
+        )
+    return f"warning: {line}" if cut.without_end > MANY_CUT * cut.rows else line
 
 
 def describe_row(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:

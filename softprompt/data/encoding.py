@@ -1,7 +1,7 @@
 """How a row becomes input_ids and labels, and where it is cut. Training and answering follow the same rules."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,10 +14,15 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """The input_ids of one row and its labels, which are as long, not shifted, and -100 where no loss is computed."""
+    """The input_ids of one row and its labels, which are as long, not shifted, and -100 where no loss is computed.
+
+    Attributes:
+        num_cut: how many tokens of the row's end were cut off.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    num_cut: int = field(default=0, compare=False, repr=False)
 
     @property
     def num_supervised(self) -> int:
@@ -53,17 +58,23 @@ def encode_row(
 def encode_rows(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int, template: Template = TUTORIAL
 ) -> tuple[list[EncodedRow], list[int]]:
-    """Encode every row as `encode_row` does; returns the rows with labels, and the numbers of the rows without.
+    """Encode every row as `encode_row` does; returns the usable rows, and the numbers of the others."""
+    rows = list(rows)
+    encoded = encode_every_row(rows, tokenizer, max_length=max_length, template=template)
+    kept = [each for row, each in zip(rows, encoded, strict=True) if is_usable(row, each)]
+    return kept, [row.number for row, each in zip(rows, encoded, strict=True) if not is_usable(row, each)]
 
-    A row has no labels if its question alone fills `max_length`. A row with a blank output counts as one without.
-    """
-    kept, skipped, rows = [], [], list(rows)
-    for row, encoded in zip(rows, _encode(rows, tokenizer, max_length, template), strict=True):
-        if row.output.strip() and encoded.num_supervised:
-            kept.append(encoded)
-        else:
-            skipped.append(row.number)
-    return kept, skipped
+
+def encode_every_row(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, max_length: int, template: Template = TUTORIAL
+) -> list[EncodedRow]:
+    """Encode every row, also those with nothing to learn."""
+    return list(_encode(list(rows), tokenizer, max_length, template))
+
+
+def is_usable(row: Row, encoded: EncodedRow) -> bool:
+    """Whether a row has something to learn: a question, an output that is not blank, and some of it within the cut."""
+    return bool(row.has_question and row.output.strip() and encoded.num_supervised)
 
 
 def _encode(
@@ -80,6 +91,7 @@ def _encode(
         yield EncodedRow(
             input_ids=(question + response)[:max_length],
             labels=([IGNORE_INDEX] * len(question) + response)[:max_length],
+            num_cut=max(len(question) + len(response) - max_length, 0),
         )
 
 

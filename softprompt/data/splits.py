@@ -3,14 +3,16 @@
 The rows are split as text and then encoded as token ids.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.data.encoding import EncodedRow, encode_rows, without_copies
-from softprompt.data.reading import QUESTION_COLUMNS, Data, Row, check_rows, load_tables, name_of
+from softprompt.data.encoding import EncodedRow, encode_every_row, is_usable, without_copies
+from softprompt.data.reading import QUESTION_COLUMNS, Data, Row, open_data
 from softprompt.data.template import TUTORIAL, Template
 from softprompt.errors import UserError
 
@@ -19,15 +21,38 @@ SCORED_SPLITS = ("test", "validation", "train")  # test first, since validation 
 DEFAULT_EVAL_FRACTION = 0.1
 MAX_DEFAULT_EVAL_ROWS = 200
 MIN_DEFAULT_EVAL_ROWS = 8  # fewer rows would choose by chance
+KEPT_WHOLE = 0.99  # the share of rows for which a length is proposed
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows to train on, held-out rows that choose the prompt, and rows for a final score; the last two may be empty."""
+    """Rows to train on, held-out rows that choose the prompt, and rows for a final score; the last two may be empty.
+
+    Attributes:
+        notes: what is worth telling about the data, a line each.
+    """
 
     train_rows: list[Row]
     eval_rows: list[Row]
     test_rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list, compare=False)
+
+
+class NamedRows(NamedTuple):
+    """Rows of one split, what to call them in messages, and what is worth telling about them."""
+
+    rows: list[Row]
+    name: str
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How many of `rows` rows lose their end to `max_length`, and the length that would keep 99 % of them whole."""
+
+    rows: int = 0
+    without_end: int = 0
+    enough: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,13 +60,16 @@ class EncodedSplit:
     """The rows of one split as token ids, and which rows were left out.
 
     Attributes:
-        skipped: the numbers of the rows left out because their response is blank or `max_length` cuts all of it off.
+        skipped: the numbers of the rows left out because they have no question, or because their response is blank or
+            `max_length` cuts all of it off.
         copies: how many rows were left out because another split already has the same input_ids.
+        cut: how the cut met the rows, those in `skipped` too if it left them no response.
     """
 
     rows: list[EncodedRow] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     copies: int = 0
+    cut: Cut = Cut()
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,7 @@ class EncodedSplits:
     train: EncodedSplit
     held_out: EncodedSplit = EncodedSplit()
     test: EncodedSplit = EncodedSplit()
+    notes: list[str] = field(default_factory=list, compare=False)
 
     @property
     def train_rows(self) -> list[EncodedRow]:
@@ -95,18 +124,25 @@ def load_splits(
     Raises:
         UserError: data is missing or unreadable, or has rows that are not Alpaca rows.
     """
-    tables, name = load_tables(data, "data"), name_of(data)
-    train_rows = check_rows(tables[_choose(tables, ("train",), name, "data")], name)
-    test_rows = _rows_of(test_data, "test_data", ("test", *HELD_OUT_SPLITS, "train"))
-    own = [split for split in HELD_OUT_SPLITS if split in tables and "train" in tables]
-    chooses = own[0] if own and eval_data is None and eval_fraction is None else None
-    if test_data is None and "test" in own and chooses != "test":
-        test_rows = check_rows(tables["test"], f"{name} (test)")
+    with open_data(data, "data") as source:
+        train = source.choose(("train",))
+        train_rows = source.rows(train)
+        own = [split for split in HELD_OUT_SPLITS if split in source.splits and "train" in source.splits]
+        chooses = own[0] if own and eval_data is None and eval_fraction is None else None
+        test_rows, eval_rows = list[Row](), list[Row]()
+        if test_data is None and "test" in own and chooses != "test":
+            test_rows = source.rows("test", label=f"{source.name} (test)")
+        if chooses is not None:
+            eval_rows = source.rows(chooses, label=f"{source.name} ({chooses})")
+        source.note_unused_splits([train])
+        notes = source.notes
+    if test_data is not None:
+        test_rows = _rows_of(test_data, "test_data", ("test", *HELD_OUT_SPLITS, "train"), notes)
     if eval_data is not None:
-        return Splits(train_rows, _rows_of(eval_data, "eval_data", (*HELD_OUT_SPLITS, "train")), test_rows)
-    if chooses is not None:
-        return Splits(train_rows, check_rows(tables[chooses], f"{name} ({chooses})"), test_rows)
-    return Splits(*_hold_out(train_rows, eval_fraction, seed), test_rows)
+        eval_rows = _rows_of(eval_data, "eval_data", (*HELD_OUT_SPLITS, "train"), notes)
+    elif chooses is None:
+        train_rows, eval_rows = _hold_out(train_rows, eval_fraction, seed)
+    return Splits(train_rows, eval_rows, test_rows, list(dict.fromkeys(notes)))
 
 
 def encode_splits(
@@ -118,16 +154,27 @@ def encode_splits(
     """
 
     def apart(rows: list[Row], others: list[EncodedRow]) -> EncodedSplit:
-        encoded, skipped = encode_rows(rows, tokenizer, max_length=max_length, template=template)
-        kept = without_copies(encoded, others)
-        return EncodedSplit(kept, skipped, len(encoded) - len(kept))
+        encoded = encode_every_row(rows, tokenizer, max_length=max_length, template=template)
+        usable = [each for row, each in zip(rows, encoded, strict=True) if is_usable(row, each)]
+        skipped = [row.number for row, each in zip(rows, encoded, strict=True) if not is_usable(row, each)]
+        kept = without_copies(usable, others)
+        asked = [each for row, each in zip(rows, encoded, strict=True) if row.has_question and row.output.strip()]
+        return EncodedSplit(kept, skipped, len(usable) - len(kept), cut_of(asked))
 
     train = apart(splits.train_rows, [])
     held_out = apart(splits.eval_rows, train.rows)
-    return EncodedSplits(train, held_out, apart(splits.test_rows, train.rows + held_out.rows))
+    return EncodedSplits(train, held_out, apart(splits.test_rows, train.rows + held_out.rows), splits.notes)
 
 
-def load_split(data: Data, split: str | None = None) -> tuple[list[Row], str]:
+def cut_of(rows: Sequence[EncodedRow]) -> Cut:
+    """What `max_length` did to rows."""
+    if not rows:
+        return Cut()
+    lengths = sorted(len(row.input_ids) + row.num_cut for row in rows)
+    return Cut(len(rows), sum(row.num_cut > 0 for row in rows), lengths[math.ceil(KEPT_WHOLE * len(rows)) - 1])
+
+
+def load_split(data: Data, split: str | None = None) -> NamedRows:
     """Load the rows of one split; returns them and what messages call them.
 
     Without `split`, it is the first of `test`, `validation` and `train` that the data has, or else its only split.
@@ -135,35 +182,53 @@ def load_split(data: Data, split: str | None = None) -> tuple[list[Row], str]:
     Raises:
         UserError: as `load_splits`; or there is no such split.
     """
-    tables, name = load_tables(data, "data"), name_of(data)
-    if split is not None and split not in tables:
-        raise UserError(f"`split` {split}: `data` {name} has only {', '.join(tables)}")
-    chosen = _choose(tables, SCORED_SPLITS, name, "data") if split is None else split
-    name = name if len(tables) == 1 else f"{name} ({chosen})"
-    return check_rows(tables[chosen], name), name
+    with open_data(data, "data") as source:
+        if split is None:
+            chosen = source.choose(SCORED_SPLITS)
+        elif split in source.given or split in source.splits:
+            chosen = source.given.get(split, split)
+        else:
+            raise UserError(f"`split` {split}: `data` {source.name} has only {', '.join(source.given)}")
+        name = source.name if len(source.splits) == 1 else f"{source.name} ({chosen})"
+        return NamedRows(source.rows(chosen, label=name), name, source.notes)
 
 
-def load_questions(data: Data) -> tuple[list[Row], str]:
+def load_questions(data: Data) -> NamedRows:
     """Load rows to answer; returns them and what messages call them.
 
     Of several splits it takes the one that `eval_data` would: the first of `validation`, `test` and `train`. It ignores
-    an `output` column, and the outputs of the rows are "".
+    an `output` column, and the outputs of the rows are "". All further columns stay with their row. A row without a
+    question is left out, and a note has its number.
 
     Raises:
         UserError: as `load_splits`.
     """
-    tables, name = load_tables(data, "instructions", QUESTION_COLUMNS), name_of(data)
-    split = _choose(tables, (*HELD_OUT_SPLITS, "train"), name, "instructions")
-    name = name if len(tables) == 1 else f"{name} ({split})"
-    return check_rows(tables[split], name, QUESTION_COLUMNS), name
+    with open_data(data, "instructions", QUESTION_COLUMNS) as source:
+        split = source.choose((*HELD_OUT_SPLITS, "train"))
+        name = source.name if len(source.splits) == 1 else f"{source.name} ({split})"
+        rows = source.rows(split, label=name, columns=QUESTION_COLUMNS, carry=True)
+        source.note_unused_splits([split])
+        blank = [row.number for row in rows if not row.has_question]
+        if len(blank) == len(rows):
+            raise UserError(f"{name}, row 1: no instruction; every row needs an instruction")
+        if any("answer" in row.others for row in rows):
+            source.note([f"{name}: the column answer is left out of the output, where the answers have that name"])
+        if blank:
+            source.note([f"{name}: {len(blank)} without a question skipped: row {numbers_shown(blank)}"])
+        return NamedRows([row for row in rows if row.has_question], name, source.notes)
 
 
-def _rows_of(data: Data | None, option: str, wanted: Sequence[str]) -> list[Row]:
-    """Load the rows of the first wanted split that `data` has; no rows if `data` is None."""
-    if data is None:
-        return []
-    tables, name = load_tables(data, option), name_of(data)
-    return check_rows(tables[_choose(tables, wanted, name, option)], name)
+def numbers_shown(numbers: Sequence[int]) -> str:
+    """The first few of some row numbers."""
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+
+
+def _rows_of(data: Data, option: str, wanted: Sequence[str], notes: list[str]) -> list[Row]:
+    """Load the rows of the first wanted split that `data` has, and add to the notes what is worth telling of them."""
+    with open_data(data, option) as source:
+        rows = source.rows(source.choose(wanted))
+        notes += source.notes
+        return rows
 
 
 def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> tuple[list[Row], list[Row]]:
@@ -179,13 +244,3 @@ def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> tuple[list[
         [row for place, row in enumerate(rows) if place not in chosen],
         [row for place, row in enumerate(rows) if place in chosen],
     )
-
-
-def _choose(tables: dict[str, list], wanted: Iterable[str], name: str, option: str) -> str:
-    """The name of the first wanted split that the data has, or of its only split; raises `UserError` if neither."""
-    for split in wanted:
-        if split in tables:
-            return split
-    if len(tables) == 1:
-        return next(iter(tables))
-    raise UserError(f"`{option}` {name}: has the splits {', '.join(tables)} but no train; name one file")

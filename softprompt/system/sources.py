@@ -15,7 +15,9 @@ from softprompt.errors import UserError
 
 # of one request; a hub that does not answer is reported within 5 s
 TIMEOUT_S = 3.0
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+ROW_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+PACKED = ".gz"  # behind any of them
+DATA_SUFFIXES = (*ROW_SUFFIXES, PACKED)
 
 PREFIX = "builtin:"
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -50,6 +52,16 @@ def _look_up(name: str, known: dict[str, Path], kind: str) -> Path:
 def is_path(name: str) -> bool:
     """Whether a name for data or a model is a path: it exists, has a data suffix, or starts with `.`, `/` or `~`."""
     return name.startswith((".", "/", "~")) or name.lower().endswith(DATA_SUFFIXES) or Path(name).exists()
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that says how a file is read, in small letters and without `.gz`."""
+    return Path(path.name.lower().removesuffix(PACKED)).suffix
+
+
+def stem_of(path: Path) -> str:
+    """The name of a file without its suffix, and without `.gz` behind it."""
+    return Path(path.name[: -len(PACKED)] if path.name.lower().endswith(PACKED) else path.name).stem
 
 
 def local_path(name: str, option: str) -> Path:

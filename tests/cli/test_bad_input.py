@@ -139,10 +139,11 @@ def write_rows(path, rows):
 @pytest.mark.parametrize("column", ["instruction", "output"])
 def test_rows_without_instruction_or_output(train_refused, work, column):
     lacking = {key: value for key, value in GOOD.items() if key != column}
-    for bad in (lacking, GOOD | {column: None}):
-        name = write_rows(work / "rows.jsonl", [GOOD, GOOD, bad, GOOD])
-        train_refused(name, "row 3", column, data=name)
-        train_refused(name, "row 3", column, eval_data=name)
+    name = write_rows(work / "rows.jsonl", [lacking] * 3)
+    train_refused(name, "row 1", f"no {column}", data=name)
+    train_refused(name, "row 1", f"no {column}", eval_data=name)
+    name = write_rows(work / "rows.jsonl", [GOOD | {column: None}] * 3)
+    train_refused(name, "row 1", f"no {column}", data=name)
 
 
 @pytest.mark.parametrize("column", ["instruction", "input", "output"])

@@ -90,7 +90,7 @@ def test_folder_with_an_empty_split(rows_file, tmp_path):
     shutil.copy(rows_file, tmp_path / "data" / "train.jsonl")
     (tmp_path / "data" / "validation.jsonl").touch()
     with pytest.raises(UserError, match="validation.jsonl: the file is empty"):
-        rows_of(tmp_path / "data")
+        load_splits(str(tmp_path / "data"), seed=1)
 
 
 def test_checkpoints_of_another_program_are_kept(train, tmp_path):
