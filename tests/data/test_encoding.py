@@ -177,6 +177,16 @@ def test_rows_with_nothing_to_learn_are_reported(tokenizer):
     assert (len(kept), skipped) == (3, [2, 3])
 
 
+def test_rows_without_a_question_are_reported_and_an_input_is_one(tokenizer):
+    rows = [row("", "", "x", 1), row(" \n", "\t", "x", 2), row("", "why?", "x", 3), row("why?", "", "x", 4)]
+    kept, skipped = encode_rows(rows, tokenizer, max_length=100)
+    assert skipped == [1, 2]
+    assert [tokenizer.decode(each.input_ids) for each in kept] == [
+        "Human: \nwhy?\n\nAssistant: x</s>",
+        "Human: why?\n\nAssistant: x</s>",
+    ]
+
+
 def test_tokenizer_without_an_end_is_refused(tokenizer):
     require_eos(tokenizer, "fine")
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
