@@ -41,6 +41,8 @@ from softprompt.training.report import BarReport, Report
 from softprompt.training.run import DATA, IN_MEMORY, load_inputs, note_run, options_of_run, prepare_run
 from softprompt.training.selection import Losses, Result
 
+COMMAND_ONLY = ("eval_generate", "verbose")  # options of the command that only print
+
 
 class LoadedPrompt:
     """A trained prompt on its base, ready to answer questions.
@@ -204,7 +206,8 @@ def train(
             temporary and is deleted with the returned object; `.save(path)` keeps the prompt.
         eval_data, test_data: held-out rows, which choose the prompt, and rows that only report; given like `data`.
         progress: whether tqdm shows a progress bar, in a terminal or a notebook.
-        options: every other option of the command by its name, as `max_steps=100`, `optim="adamw"`, `resume=True`.
+        options: every other option of the command by its name, as `max_steps=100`, `optim="adamw"`, `resume=True`; but
+            for `eval_generate` and `verbose`, which only print.
 
     Raises:
         UserError: the input is wrong; the message names the option. `Diverged`, a subclass, says that the loss, the
@@ -275,6 +278,9 @@ def load(
 def _train(given: dict[str, Any], in_memory: dict[str, Any], progress: bool) -> TrainedPrompt:
     """Train from options; `in_memory` holds the data that was given as rows and not by a name."""
     _options(TrainConfig, given)
+    for name in COMMAND_ONLY:
+        if given.get(name):
+            raise UserError(f"`{name}`: only the command prints; ask the object that `train` returns")
     config = TrainConfig(**options_of_run(given))
     check_outputs(config)
     with _torch_as_it_was(resolve_device(config.device)):

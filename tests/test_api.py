@@ -401,3 +401,9 @@ def test_rows_that_were_in_memory_must_be_given_again(train, work, monkeypatch, 
     rows = write(work, "jsonl", ROWS)
     assert run_command(capfd, "train", *words, "--data", rows).status == 0
     assert (work / "p.safetensors").read_bytes() == (work / "whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("option", [{"verbose": True}, {"eval_generate": 3}])
+def test_options_that_only_print_are_refused(option):
+    with pytest.raises(UserError, match=f"`{next(iter(option))}`: only the command prints"):
+        softprompt.train([{"instruction": "Say up", "output": "up"}], max_steps=1, **option)
