@@ -24,10 +24,7 @@ from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.command_line import nearest_option
 from softprompt.config.commands import DEFAULT_PROMPT_FILE, Hardware, Sampling, TrainConfig
 from softprompt.config.options import require_types
-from softprompt.data.encoding import encode_text
 from softprompt.data.reading import Data
-from softprompt.data.splits import EncodedSplits
-from softprompt.data.template import template_named
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, UserError
@@ -36,6 +33,9 @@ from softprompt.prompt.file import PromptFile, load_prompt, prompt_bytes
 from softprompt.prompt.fit import check_same_base, load_prompt_base, require_room
 from softprompt.system.files import check_output_file, write_atomic
 from softprompt.system.process import quiet_libraries
+from softprompt.tokens.encoded_splits import EncodedSplits
+from softprompt.tokens.encoding import encode_text
+from softprompt.tokens.template import template_named
 from softprompt.training.checkpoint import check_outputs
 from softprompt.training.report import BarReport, Report
 from softprompt.training.run import DATA, IN_MEMORY, load_inputs, note_run, options_of_run, prepare_run

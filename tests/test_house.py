@@ -18,6 +18,7 @@ GROUPS = [
     ["errors"],
     ["config", "system"],
     ["data"],
+    ["tokens"],
     ["base"],
     ["prompt"],
     ["engine"],
@@ -93,7 +94,7 @@ def edges(*, top_only=False):
 def test_the_rooms_are_those_of_the_plan():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
-    assert folders | files == set(RANKS) and len(folders) == 10
+    assert folders | files == set(RANKS) and len(folders) == 11
 
 
 def test_rooms_import_from_earlier_groups_only():
@@ -190,7 +191,7 @@ def test_only_commands_print():
 
 def test_the_init_of_a_room_holds_a_docstring_and_no_code():
     files = sorted(PACKAGE.glob("*/**/__init__.py"))
-    assert len(files) == 10
+    assert len(files) == 11
     for path in files:
         (statement,) = tree_of(path).body
         assert isinstance(statement, ast.Expr) and isinstance(statement.value.value, str), path
@@ -201,7 +202,7 @@ def test_no_folder_has_more_modules_than_the_eye_takes_in():
     folders = {}
     for path in MODULES:
         folders.setdefault(path.parent, []).append(path.name)
-    assert len(folders) == 11
+    assert len(folders) == 12
     assert {folder.name: names for folder, names in folders.items() if len(names) > FEW} == {}
 
 
@@ -220,10 +221,10 @@ def test_functions_fit_on_a_screen():
     assert [name for name, count in lines if count >= 60] == []
 
 
-def test_the_engine_rests_on_errors_data_and_prompt():
+def test_the_engine_rests_on_errors_tokens_and_prompt():
     """Of the base it takes one function on any embedding, and nothing that loads or names one."""
     names = {name for module, name in edges() if room_of(module) == "engine"} - {"base.vocabulary"}
-    assert {"errors", "data"} <= {room_of(name) for name in names} <= {"errors", "data", "prompt", "engine"}
+    assert {"errors", "tokens"} <= {room_of(name) for name in names} <= {"errors", "tokens", "prompt", "engine"}
 
 
 @pytest.mark.parametrize(("room", "other"), [("training", "answering"), ("answering", "training")])

@@ -24,9 +24,9 @@ from variants import VARIANTS, Variant
 from softprompt import SoftPromptModel
 from softprompt.base.loading import Base, load_base
 from softprompt.config.commands import DEFAULT_MODEL, TrainConfig
-from softprompt.data.encoding import encode_rows
 from softprompt.engine.passes import pass_losses, row_scores, total_score
 from softprompt.prompt.start import initial_prompt
+from softprompt.tokens.encoding import encode_rows
 from softprompt.training.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from softprompt.base.loading import Base
 from softprompt.config.commands import OPTIMS, TrainConfig
-from softprompt.data.encoding import EncodedRow
 from softprompt.system.process import silence_libraries
+from softprompt.tokens.encoding import EncodedRow
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -26,10 +26,10 @@ from transformers import PreTrainedModel
 
 from softprompt.base.loading import Base
 from softprompt.config.commands import DEFAULT_INIT_TEXT
-from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.engine.batches import pad_rows
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.engine.model import SoftPromptModel
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.training.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8

@@ -16,13 +16,13 @@ from updates import disturb
 
 from softprompt.base.loading import Base, load_base
 from softprompt.config.commands import DEFAULT_MODEL, TrainConfig
-from softprompt.data.encoding import EncodedRow, encode_rows
-from softprompt.data.splits import EncodedSplit, EncodedSplits
 from softprompt.engine.model import SoftPromptModel
 from softprompt.prompt.embedding import SoftPromptEmbedding, rms
 from softprompt.prompt.file import load_prompt
 from softprompt.prompt.start import initial_prompt
 from softprompt.system.sources import is_builtin, model_folder
+from softprompt.tokens.encoded_splits import EncodedSplit, EncodedSplits
+from softprompt.tokens.encoding import EncodedRow, encode_rows
 from softprompt.training.run_log import METRICS_NAME, NO_PROMPT, read_records
 from softprompt.training.trainer import Trainer
 

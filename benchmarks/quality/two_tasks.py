@@ -20,8 +20,9 @@ from softprompt.answering.batch import generate_answers
 from softprompt.base.loading import Base, load_base
 from softprompt.config.commands import DEFAULT_MODEL, Sampling, TrainConfig
 from softprompt.data.reading import Row
-from softprompt.data.splits import encode_splits, load_split, load_splits
+from softprompt.data.splits import load_split, load_splits
 from softprompt.system.process import silence_libraries
+from softprompt.tokens.encoded_splits import encode_splits
 from softprompt.training.run import prepare_run
 
 SPLITS = {"validation": "held-out rows", "test": "questions never pre-trained"}

@@ -26,9 +26,9 @@ from shapes import DEFAULT_CACHE, SHAPES, make_checkpoint, make_tokenizer
 from sides import SCRIPTS, Place, run_script
 
 from softprompt import SoftPromptEmbedding, save_prompt
-from softprompt.data.encoding import encode_text
-from softprompt.data.template import TUTORIAL
 from softprompt.system.process import silence_libraries
+from softprompt.tokens.encoding import encode_text
+from softprompt.tokens.template import TUTORIAL
 
 SIDES = ("softprompt", "peft")
 QUESTION_TOKENS = {"short": (8, 24), "long": (160, 240)}

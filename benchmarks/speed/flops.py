@@ -19,7 +19,7 @@ import torch
 from shapes import DTYPES
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 MATRIX_SIZES = {"cpu": (3072, 4096, 5120), "cuda": (4096, 8192, 12288)}
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import home  # noqa: F401
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.data.encoding import EncodedRow, encode_row
 from softprompt.data.reading import Row
 from softprompt.data.splits import load_splits
+from softprompt.tokens.encoding import EncodedRow, encode_row
 
 MAX_LENGTH = 256  # train.py's default, and the tutorial's
 # Alpaca's lengths at these percentiles: 1,000 rows of its Chinese and 999 of its English version, BPE of 16,000 tokens

@@ -18,8 +18,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from softprompt.data.reading import Row
-from softprompt.data.template import TUTORIAL
 from softprompt.system.process import silence_libraries
+from softprompt.tokens.template import TUTORIAL
 
 DEFAULT_CACHE = Path(tempfile.gettempdir()) / "softprompt-benchmarks"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -12,8 +12,8 @@ from pathlib import Path
 from home import ROOT
 from rows import MAX_LENGTH, write_rows
 
-from softprompt.data.encoding import EncodedRow
 from softprompt.data.reading import Row
+from softprompt.tokens.encoding import EncodedRow
 from softprompt.training.schedule import rows_of_step
 
 SCRIPTS = ROOT / "benchmarks" / "speed"

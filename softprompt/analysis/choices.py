@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from softprompt.data.encoding import EncodedRow, encode_row
 from softprompt.data.reading import Row
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import row_scores
 from softprompt.errors import UserError
+from softprompt.tokens.encoding import EncodedRow, encode_row
 
 
 def actual_choices(rows: Sequence[Row], choices: Sequence[str], *, name: str) -> list[str]:

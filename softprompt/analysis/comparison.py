@@ -9,9 +9,7 @@ from softprompt.analysis.choices import actual_choices, choice_log_probabilities
 from softprompt.answering.batch import greedy_answers
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import EvaluateConfig
-from softprompt.data.encoding import EncodedRow, encode_question, encode_rows
 from softprompt.data.reading import Row
-from softprompt.data.row_hashes import hashes_of, share_among
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, row_scores
 from softprompt.errors import UserError
@@ -19,6 +17,8 @@ from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.file import PromptFile, load_prompt
 from softprompt.prompt.fit import check_same_base, require_room
 from softprompt.system.process import is_out_of_memory
+from softprompt.tokens.encoding import EncodedRow, encode_question, encode_rows
+from softprompt.tokens.row_hashes import hashes_of, share_among
 
 NO_PROMPT, TEXT_PROMPT = "no prompt", "text prompt"
 PROGRESS_BAR_ROWS = 128  # rows between two updates of the progress bar

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.base.vocabulary import embedding_weight
-from softprompt.data.encoding import decode_text
+from softprompt.tokens.encoding import decode_text
 
 CHUNK = 1 << 22  # elements that are converted to fp32 at a time
 

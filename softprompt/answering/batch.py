@@ -9,12 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, Sampling
-from softprompt.data.encoding import EncodedRow, decode_text, encode_text
-from softprompt.data.template import TUTORIAL, Template
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
 from softprompt.prompt.fit import context_limit
+from softprompt.tokens.encoding import EncodedRow, decode_text, encode_text
+from softprompt.tokens.template import TUTORIAL, Template
 
 # neutral values for settings that a base's generation_config.json may bring and that no option here controls
 NEUTRAL = {"num_beams": 1, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "min_p": 0.0}

@@ -17,15 +17,15 @@ from softprompt.answering.batch import draw_seed, generate_batch, new_token_budg
 from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
-from softprompt.data.encoding import encode_question
 from softprompt.data.reading import Row
-from softprompt.data.template import template_named
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, UserError
 from softprompt.prompt.file import PromptFile
 from softprompt.prompt.fit import context_limit, require_room
 from softprompt.system.process import is_out_of_memory
+from softprompt.tokens.encoding import encode_question
+from softprompt.tokens.template import template_named
 
 # options that must be the same in a resumed run; how many rows share a batch may change
 RECIPE = (

@@ -26,9 +26,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from softprompt.data.encoding import encode_text
 from softprompt.errors import UserError
 from softprompt.system.files import write_atomic
+from softprompt.tokens.encoding import encode_text
 
 SKETCH_VALUES, MIN_PER_TENSOR = 256, 4
 CHUNK = 1 << 22  # so many elements are read and converted to fp32 at a time

@@ -24,9 +24,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from softprompt.base.device import DTYPES, resolve_precision
 from softprompt.base.fingerprint import Fingerprint, fingerprint, tokenizer_sha256, weight_files
 from softprompt.base.vocabulary import embedding_weight
-from softprompt.data.encoding import require_eos
 from softprompt.errors import UserError
 from softprompt.system import sources
+from softprompt.tokens.encoding import require_eos
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt chat") -> No
     model, base, file = load_prompted_base(config)
 
     from softprompt.answering.batch import draw_seed
-    from softprompt.data.template import template_named
+    from softprompt.tokens.template import template_named
 
     template = template_named(file.facts.template, prompt_file=config.prompt_file)
     seed = draw_seed() if config.seed is None else config.seed

@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     from softprompt.base.device import resolve_device
     from softprompt.cli.terminal import screen_width
     from softprompt.cli.text import describe_base, describe_split
-    from softprompt.data.splits import EncodedSplit, cut_of
     from softprompt.prompt.fit import load_prompt_base
+    from softprompt.tokens.encoded_splits import EncodedSplit, cut_of
 
     settle()
     check_output(config)
@@ -137,8 +137,8 @@ def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, pro
         UserError: the rows are not those of the run.
     """
     from softprompt.base.fingerprint import tokenizer_sha256
-    from softprompt.data.row_hashes import rows_sha256
-    from softprompt.data.splits import encode_splits
+    from softprompt.tokens.encoded_splits import encode_splits
+    from softprompt.tokens.row_hashes import rows_sha256
     from softprompt.training.recipe import Recipe
 
     if chosen.splits is None or file.facts.tokenizer_sha256 != tokenizer_sha256(base.tokenizer):

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from softprompt.base.loading import Base
-    from softprompt.data.template import Template
     from softprompt.engine.model import SoftPromptModel
     from softprompt.prompt.file import PromptFile
+    from softprompt.tokens.template import Template
 
 # the tutorial's question in Chinese and English, for bases trained on general text
 TUTORIAL_QUESTIONS = ("考试有哪些技巧？", "What are the tips for the exam?")
@@ -39,7 +39,7 @@ def answer_one(config: GenerateConfig) -> None:
     model, base, file = load_prompted_base(config)
 
     from softprompt.answering.batch import draw_seed
-    from softprompt.data.template import template_named
+    from softprompt.tokens.template import template_named
 
     template = template_named(file.facts.template, prompt_file=config.prompt_file)
     if instruction is None:
@@ -97,8 +97,8 @@ def check_question(model: "SoftPromptModel", base: "Base", config: ChatConfig, q
     """Raise `UserError` if the base has no embedding for an id, or if the question leaves no room for an answer."""
     from softprompt.answering.batch import new_token_budget
     from softprompt.base.loading import require_known_ids
-    from softprompt.data.encoding import encode_text
     from softprompt.prompt.fit import require_room
+    from softprompt.tokens.encoding import encode_text
 
     ids = encode_text(question, base.tokenizer)
     require_known_ids(base, ids)
@@ -143,8 +143,8 @@ def sample_question(base_name: str, tokenizer: "PreTrainedTokenizerBase") -> str
 
     The latter is in Chinese if the tokenizer needs at most one token per character of it, as those made for Chinese do.
     """
-    from softprompt.data.encoding import encode_text
     from softprompt.system import sources
+    from softprompt.tokens.encoding import encode_text
 
     if sources.is_builtin(base_name):
         return sources.SAMPLE_QUESTION

@@ -12,12 +12,13 @@ from softprompt.base.loading import Base
 from softprompt.cli.program import typed
 from softprompt.config.commands import TrainConfig
 from softprompt.config.options import flag, flags_in
-from softprompt.data.encoding import IGNORE_INDEX, EncodedRow, decode_text
-from softprompt.data.splits import KEPT_WHOLE, EncodedSplit, EncodedSplits, numbers_shown
+from softprompt.data.splits import numbers_shown
 from softprompt.engine.families import can_pack
 from softprompt.engine.forward import attention_note
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score
+from softprompt.tokens.encoded_splits import KEPT_WHOLE, EncodedSplit, EncodedSplits
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow, decode_text
 from softprompt.training.checkpoint import ANSWERS_NAME
 from softprompt.training.run_log import CURRENT, INITIAL, KEPT, NO_PROMPT, TRAINED, EvaluationRecord, StepRecord
 from softprompt.training.selection import Result

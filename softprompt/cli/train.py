@@ -10,7 +10,7 @@ from softprompt.config.commands import TrainConfig
 from softprompt.config.options import flags_in
 
 if TYPE_CHECKING:
-    from softprompt.data.splits import EncodedSplits
+    from softprompt.tokens.encoded_splits import EncodedSplits
     from softprompt.training.trainer import Trainer
 
 

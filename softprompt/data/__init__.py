@@ -1,1 +1,1 @@
-"""How data is read by its name, checked as rows, split and encoded as token ids."""
+"""How data is read by its name, checked as rows, and split."""

@@ -1,19 +1,12 @@
-"""Which rows train a prompt, which choose among its versions, and which only report how good it is.
+"""Which rows train a prompt, which choose among its versions, and which only report how good it is."""
 
-The rows are split as text and then encoded as token ids.
-"""
-
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from softprompt.data.encoding import EncodedRow, encode_every_row, is_usable, without_copies
 from softprompt.data.reading import QUESTION_COLUMNS, Data, Row, open_data
-from softprompt.data.template import TUTORIAL, Template
 from softprompt.errors import UserError
 
 HELD_OUT_SPLITS = ("validation", "test")
@@ -21,7 +14,6 @@ SCORED_SPLITS = ("test", "validation", "train")  # test first, since validation 
 DEFAULT_EVAL_FRACTION = 0.1
 MAX_DEFAULT_EVAL_ROWS = 200
 MIN_DEFAULT_EVAL_ROWS = 8  # fewer rows would choose by chance
-KEPT_WHOLE = 0.99  # the share of rows for which a length is proposed
 
 
 @dataclass(frozen=True)
@@ -44,67 +36,6 @@ class NamedRows(NamedTuple):
     rows: list[Row]
     name: str
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How many of `rows` rows lose their end to `max_length`, and the length that would keep 99 % of them whole."""
-
-    rows: int = 0
-    without_end: int = 0
-    enough: int = 0
-
-
-@dataclass(frozen=True)
-class EncodedSplit:
-    """The rows of one split as token ids, and which rows were left out.
-
-    Attributes:
-        skipped: the numbers of the rows left out because they have no question, or because their response is blank or
-            `max_length` cuts all of it off.
-        copies: how many rows were left out because another split already has the same input_ids.
-        cut: how the cut met the rows, those in `skipped` too if it left them no response.
-    """
-
-    rows: list[EncodedRow] = field(default_factory=list)
-    skipped: list[int] = field(default_factory=list)
-    copies: int = 0
-    cut: Cut = Cut()
-
-
-@dataclass(frozen=True)
-class EncodedSplits:
-    """Rows to train on, to choose by and to report on; no row is in two of these splits."""
-
-    train: EncodedSplit
-    held_out: EncodedSplit = EncodedSplit()
-    test: EncodedSplit = EncodedSplit()
-    notes: list[str] = field(default_factory=list, compare=False)
-
-    @property
-    def train_rows(self) -> list[EncodedRow]:
-        """Rows to train on."""
-        return self.train.rows
-
-    @property
-    def eval_rows(self) -> list[EncodedRow]:
-        """Held-out rows, which choose the prompt."""
-        return self.held_out.rows
-
-    @property
-    def test_rows(self) -> list[EncodedRow]:
-        """Rows that only report: they neither train nor choose the prompt."""
-        return self.test.rows
-
-    @property
-    def all_rows(self) -> list[EncodedRow]:
-        """The rows of all three splits."""
-        return self.train_rows + self.eval_rows + self.test_rows
-
-    @property
-    def longest(self) -> int:
-        """The number of tokens in the longest row."""
-        return max(len(row.input_ids) for row in self.all_rows)
 
 
 def load_splits(
@@ -143,35 +74,6 @@ def load_splits(
     elif chooses is None:
         train_rows, eval_rows = _hold_out(train_rows, eval_fraction, seed)
     return Splits(train_rows, eval_rows, test_rows, list(dict.fromkeys(notes)))
-
-
-def encode_splits(
-    splits: Splits, tokenizer: PreTrainedTokenizerBase, *, max_length: int, template: Template = TUTORIAL
-) -> EncodedSplits:
-    """Encode all rows, and leave out copies, so that no row both trains a prompt and judges it.
-
-    A held-out row is left out if it is also a training row, and a test row if it is also one of either.
-    """
-
-    def apart(rows: list[Row], others: list[EncodedRow]) -> EncodedSplit:
-        encoded = encode_every_row(rows, tokenizer, max_length=max_length, template=template)
-        usable = [each for row, each in zip(rows, encoded, strict=True) if is_usable(row, each)]
-        skipped = [row.number for row, each in zip(rows, encoded, strict=True) if not is_usable(row, each)]
-        kept = without_copies(usable, others)
-        asked = [each for row, each in zip(rows, encoded, strict=True) if row.has_question and row.output.strip()]
-        return EncodedSplit(kept, skipped, len(usable) - len(kept), cut_of(asked))
-
-    train = apart(splits.train_rows, [])
-    held_out = apart(splits.eval_rows, train.rows)
-    return EncodedSplits(train, held_out, apart(splits.test_rows, train.rows + held_out.rows), splits.notes)
-
-
-def cut_of(rows: Sequence[EncodedRow]) -> Cut:
-    """What `max_length` did to rows."""
-    if not rows:
-        return Cut()
-    lengths = sorted(len(row.input_ids) + row.num_cut for row in rows)
-    return Cut(len(rows), sum(row.num_cut > 0 for row in rows), lengths[math.ceil(KEPT_WHOLE * len(rows)) - 1])
 
 
 def load_split(data: Data, split: str | None = None) -> NamedRows:

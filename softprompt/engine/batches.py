@@ -19,7 +19,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 
 @dataclass(frozen=True)

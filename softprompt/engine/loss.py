@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from softprompt.data.encoding import IGNORE_INDEX
+from softprompt.tokens.encoding import IGNORE_INDEX
 
 CHUNK_LOGITS = 1 << 24  # so many logits exist at a time; chunks should be few, since each one reads the whole LM head
 MIN_CHUNK = 128  # rows

@@ -13,12 +13,12 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from softprompt.base.vocabulary import embedding_weight
-from softprompt.data.encoding import IGNORE_INDEX
 from softprompt.engine.cache import Cache
 from softprompt.engine.decoding import can_decode, decode, prompt_cache, text_lengths
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
+from softprompt.tokens.encoding import IGNORE_INDEX
 
 
 class SoftPromptModel(nn.Module):

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.base.vocabulary import embedding_weight
-from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.engine.batches import Pack, cut_passes, pack_rows, pad_rows
 from softprompt.engine.families import can_pack, recomputed_layers
 from softprompt.engine.forward import pack_loss, pack_scores
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.engine.model import SoftPromptModel
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 # numbers kept for the backward pass, per token and layer in units of H: BLOOM's 11, others up to about three times
 KEPT_PER_LAYER = 32

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from softprompt.base.loading import Base
 from softprompt.config.commands import TrainConfig
-from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.file import PromptMetadata, is_count, load_prompt
 from softprompt.prompt.fit import check_same_base
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 
 def initial_prompt(config: TrainConfig, base: Base, train_rows: Sequence[EncodedRow] = ()) -> SoftPromptEmbedding:

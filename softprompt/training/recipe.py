@@ -12,13 +12,13 @@ from torch import Tensor
 from softprompt.base.loading import Base
 from softprompt.config.commands import TrainConfig
 from softprompt.config.options import decisive
-from softprompt.data.row_hashes import rows_sha256, sketch_of
-from softprompt.data.splits import EncodedSplits
-from softprompt.data.template import TUTORIAL
 from softprompt.errors import UserError
 from softprompt.prompt.file import PromptMetadata
 from softprompt.prompt.start import frequent_labels
 from softprompt.system import sources
+from softprompt.tokens.encoded_splits import EncodedSplits
+from softprompt.tokens.row_hashes import rows_sha256, sketch_of
+from softprompt.tokens.template import TUTORIAL
 from softprompt.training.selection import Losses, Result
 
 # the inputs that determine a run besides its options, each with the message if a resumed run finds it changed

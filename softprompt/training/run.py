@@ -16,13 +16,14 @@ from softprompt.base.loading import Base, load_base, require_known_ids
 from softprompt.config.commands import SweepConfig, TrainConfig
 from softprompt.config.options import decisive, require_types
 from softprompt.data.reading import Data
-from softprompt.data.splits import EncodedSplits, encode_splits, load_splits
+from softprompt.data.splits import load_splits
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
 from softprompt.prompt.fit import require_room
 from softprompt.prompt.start import initial_prompt
 from softprompt.system import sources
 from softprompt.system.files import write_atomic
+from softprompt.tokens.encoded_splits import EncodedSplits, encode_splits
 from softprompt.training.checkpoint import CONFIG_KIND, CONFIG_NAME, last_checkpoint, load_checkpoint
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from softprompt.data.encoding import EncodedRow
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, row_scores, total_score
+from softprompt.tokens.encoding import EncodedRow
 from softprompt.training.report import Report
 from softprompt.training.run_log import CURRENT, INITIAL, KEPT, NO_PROMPT, TRAINED, EvaluationRecord, RunLog
 

@@ -18,8 +18,6 @@ from typing import Any
 from softprompt.base.loading import Base
 from softprompt.config.commands import SweepConfig, TrainConfig
 from softprompt.config.options import decisive
-from softprompt.data.row_hashes import rows_sha256
-from softprompt.data.splits import EncodedSplits
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, row_scores, total_score
 from softprompt.errors import Diverged, UserError
@@ -27,6 +25,8 @@ from softprompt.prompt.embedding import SoftPromptEmbedding, rms
 from softprompt.prompt.file import load_prompt
 from softprompt.prompt.start import initial_prompt
 from softprompt.system.files import write_atomic
+from softprompt.tokens.encoded_splits import EncodedSplits
+from softprompt.tokens.row_hashes import rows_sha256
 from softprompt.training.checkpoint import last_checkpoint
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report

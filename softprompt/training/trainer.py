@@ -12,8 +12,6 @@ import torch
 
 from softprompt.base.loading import Base
 from softprompt.config.commands import TrainConfig
-from softprompt.data.encoding import EncodedRow
-from softprompt.data.splits import EncodedSplits
 from softprompt.engine.families import recomputable_layers
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import pass_losses, tokens_that_fit
@@ -21,6 +19,8 @@ from softprompt.errors import Interrupted, UserError
 from softprompt.prompt.file import prompt_bytes
 from softprompt.system.files import write_atomic
 from softprompt.system.process import deferred_signals
+from softprompt.tokens.encoded_splits import EncodedSplits
+from softprompt.tokens.encoding import EncodedRow
 from softprompt.training.checkpoint import (
     Checkpoint,
     open_run_folder,

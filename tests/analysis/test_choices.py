@@ -9,10 +9,10 @@ from helpers.rows import ROWS
 from helpers.scoring import PAD, logits_of, prompt_of, with_prompt
 
 from softprompt.analysis.choices import actual_choices, best_choices, choice_log_probabilities, encode_choices
-from softprompt.data.encoding import encode_text
 from softprompt.data.reading import Row
-from softprompt.data.template import TUTORIAL
 from softprompt.errors import UserError
+from softprompt.tokens.encoding import encode_text
+from softprompt.tokens.template import TUTORIAL
 
 CHOICES = ("red", "reddish", "a much longer label", "é")  # one begins another
 

@@ -20,8 +20,8 @@ import sides  # noqa: E402
 from rows import ANSWER_TOKENS, PERCENTILES, QUESTION_TOKENS, encoded, generated_rows, rows_of_lengths  # noqa: E402
 from shapes import SHAPES, make_tokenizer  # noqa: E402
 
-from softprompt.data.encoding import EncodedRow  # noqa: E402
 from softprompt.data.reading import Row  # noqa: E402
+from softprompt.tokens.encoding import EncodedRow  # noqa: E402
 
 
 def cells(line: str) -> list[str]:

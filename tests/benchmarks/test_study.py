@@ -25,9 +25,9 @@ from study_runs import Run  # noqa: E402
 from study_words import CATEGORIES, categories, past_tenses  # noqa: E402
 
 from softprompt.base.loading import load_base  # noqa: E402
-from softprompt.data.encoding import encode_rows  # noqa: E402
 from softprompt.data.reading import Row  # noqa: E402
 from softprompt.engine.passes import row_scores, total_score  # noqa: E402
+from softprompt.tokens.encoding import encode_rows  # noqa: E402
 from softprompt.training.schedule import rows_of_step  # noqa: E402
 
 SIZES = {

@@ -10,9 +10,9 @@ from helpers.prompts import save_for
 from helpers.rows import ROWS, write
 
 import softprompt
-from softprompt.data.encoding import encode_every_row
 from softprompt.data.reading import Row
-from softprompt.data.splits import Cut, cut_of
+from softprompt.tokens.encoded_splits import Cut, cut_of
+from softprompt.tokens.encoding import encode_every_row
 
 NOTE = "rows.jsonl: columns that hold something and are not used: source, id"
 

@@ -19,9 +19,9 @@ import softprompt
 from softprompt import SoftPromptEmbedding, load_prompt, save_prompt
 from softprompt.analysis.statistics import Estimate
 from softprompt.base.loading import load_base
-from softprompt.data.encoding import EncodedRow, encode_rows
-from softprompt.data.row_hashes import sketch_of
 from softprompt.data.splits import load_split, load_splits
+from softprompt.tokens.encoding import EncodedRow, encode_rows
+from softprompt.tokens.row_hashes import sketch_of
 
 BUILTIN = "builtin:bloom-small@1"
 TEXT = "Say it politely, please."

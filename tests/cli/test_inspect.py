@@ -17,9 +17,9 @@ from softprompt.analysis.vectors import nearest_tokens, token_text, vocabulary_r
 from softprompt.base.loading import load_base
 from softprompt.cli.columns import display_width, fields, fit, wrap
 from softprompt.config.commands import TrainConfig
-from softprompt.data.encoding import EncodedRow
 from softprompt.prompt.file import PromptMetadata
 from softprompt.prompt.start import initial_prompt, start_of, why_no_start
+from softprompt.tokens.encoding import EncodedRow
 
 RUN = [
     {"step": 0, "eval_loss": 2.0, "prompt": "none"},

@@ -18,10 +18,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt
 from softprompt.answering import job
 from softprompt.base.loading import load_base
-from softprompt.data.encoding import encode_text
 from softprompt.data.splits import load_split
-from softprompt.data.template import TUTORIAL
 from softprompt.engine.batches import plan_batches
+from softprompt.tokens.encoding import encode_text
+from softprompt.tokens.template import TUTORIAL
 
 QUESTIONS = [{name: row[name] for name in ("instruction", "input")} for row in ROWS]
 QUESTIONS[3]["instruction"] = "说 “一”\u2028 and é, \\ and \n"

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.engine.batches import cut_passes, needed_ids, pack_rows
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 
 def make_rows(seed, count=6, opening=(7, 8)):

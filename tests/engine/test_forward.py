@@ -14,12 +14,12 @@ from helpers.families import CONFIGS, HIDDEN_SIZE, SPECIAL, VOCAB_SIZE, make_fam
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel
-from softprompt.data.encoding import IGNORE_INDEX, EncodedRow
 from softprompt.engine import attention
 from softprompt.engine.batches import pack_rows
 from softprompt.engine.families import THROUGH_INTERFACE, can_pack
 from softprompt.engine.forward import attention_note, pack_hidden_states, pack_loss
 from softprompt.engine.passes import pass_losses
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 COUNTS = (1, 4, 40)  # one virtual token, a few, more than any row has text
 ALWAYS_FP32 = set(CONFIGS) - {"gpt2", "gpt_neox", "opt", "phi", "starcoder2"}

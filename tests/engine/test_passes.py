@@ -7,9 +7,9 @@ from helpers.rows import ROWS
 from helpers.scoring import PAD, logits_of, prompt_of, with_prompt
 
 from softprompt.answering.batch import answers_beside_references, greedy_answers
-from softprompt.data.encoding import EncodedRow, encode_question, encode_rows
 from softprompt.data.reading import Row
 from softprompt.engine.passes import Score, pass_losses, row_scores, total_score
+from softprompt.tokens.encoding import EncodedRow, encode_question, encode_rows
 
 
 def one_by_one(base, weight, rows):

@@ -5,8 +5,9 @@ import torch
 from softprompt import SoftPromptEmbedding, SoftPromptModel
 from softprompt.base.loading import load_base
 from softprompt.config.commands import TrainConfig
-from softprompt.data.splits import encode_splits, load_splits
+from softprompt.data.splits import load_splits
 from softprompt.engine.passes import row_scores, total_score
+from softprompt.tokens.encoded_splits import encode_splits
 from softprompt.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ from helpers.models import make_model, make_tokenizer
 
 from softprompt import SoftPromptEmbedding
 from softprompt.config.commands import TrainConfig
-from softprompt.data.encoding import EncodedRow
 from softprompt.prompt.start import initial_prompt
+from softprompt.tokens.encoding import EncodedRow
 
 
 class Base:

@@ -12,7 +12,8 @@ from helpers.training import CPU, trainer_for
 from softprompt import Interrupted, UserError
 from softprompt.base.loading import load_base
 from softprompt.config.commands import SweepConfig
-from softprompt.data.splits import EncodedSplit, encode_splits, load_splits
+from softprompt.data.splits import load_splits
+from softprompt.tokens.encoded_splits import EncodedSplit, encode_splits
 from softprompt.training.checkpoint import load_checkpoint
 from softprompt.training.report import Report
 from softprompt.training.run import prepare_run

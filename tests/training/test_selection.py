@@ -10,9 +10,9 @@ from helpers.training import mean_loss, trainer_for
 
 from softprompt import load_prompt
 from softprompt.cli.text import describe_result
-from softprompt.data.encoding import EncodedRow, without_copies
-from softprompt.data.splits import EncodedSplit
 from softprompt.engine.passes import Score
+from softprompt.tokens.encoded_splits import EncodedSplit
+from softprompt.tokens.encoding import EncodedRow, without_copies
 from softprompt.training import selection as selection_module
 from softprompt.training.report import Report
 from softprompt.training.selection import Losses, Result, Selection

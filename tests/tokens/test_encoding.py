@@ -7,10 +7,10 @@ from helpers.models import make_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from softprompt.data.encoding import EncodedRow, encode_row, encode_rows, encode_text, require_eos
 from softprompt.data.reading import Row
-from softprompt.data.template import TUTORIAL, template_named
 from softprompt.errors import UserError
+from softprompt.tokens.encoding import EncodedRow, encode_row, encode_rows, encode_text, require_eos
+from softprompt.tokens.template import TUTORIAL, template_named
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 ALPHABET = list("abcXYZ 0123.,!?\n\t") + ["…", "。", "，", "你", "好", "考", "试", "é", "🙂", "  ", "the ", "Human: "]

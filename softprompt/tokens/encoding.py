@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from softprompt.data.reading import Row
-from softprompt.data.template import TUTORIAL, Template
 from softprompt.errors import UserError
+from softprompt.tokens.template import TUTORIAL, Template
 
 IGNORE_INDEX = -100
 

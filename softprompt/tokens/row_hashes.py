@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
-from softprompt.data.encoding import EncodedRow
+from softprompt.tokens.encoding import EncodedRow
 
 SKETCH_SIZE = 64
 
