@@ -25,7 +25,8 @@ from softprompt.system.files import write_atomic
 
 TENSOR_NAME = "prompt_embeddings"
 FORMAT = "softprompt"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
+READABLE_VERSIONS = ("1", "2")  # version 1 knows the tutorial's template only, in front of everything and without bos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,15 @@ class PromptMetadata:
         init: what the prompt started from: text, answers, vocab, random or file.
         init_text: the text, if `init` is text.
         init_ids: the token ids, if `init` is answers.
-        template: the name of the template that wrote the questions.
+        bos_token: the token that begins every text behind the prompt; empty if there is none.
+        end_ids: the ids that end an answer, besides eos: those that close an assistant turn.
+        template: the name of the template that wrote the questions: tutorial, chat, plain, file or text.
+        template_text: the Jinja text of the template, unless its name says all.
+        template_date: the day, as YYYY-MM-DD, that a template which asks for the date was given.
+        system: the system text of rows that have none.
+        placement: where the prompt stands: `front` of everything, or within the `system` turn.
+        before_ids: the token ids in front of the prompt, which all rows share.
+        after_ids: the token ids that follow the prompt in all rows.
         data: the last component of the data's name.
         data_sha256: the hash of all encoded rows.
         rows_sketch: hashes of a few of the rows that trained the prompt (`train`) and that chose it (`held_out`).
@@ -58,7 +67,15 @@ class PromptMetadata:
     init: str = ""
     init_text: str = ""
     init_ids: list[int] = field(default_factory=list)
+    bos_token: str = ""
+    end_ids: list[int] = field(default_factory=list)
     template: str = ""
+    template_text: str = ""
+    template_date: str = ""
+    system: str = ""
+    placement: str = ""
+    before_ids: list[int] = field(default_factory=list)
+    after_ids: list[int] = field(default_factory=list)
     data: str = ""
     data_sha256: str = ""
     rows_sketch: dict[str, list[str]] = field(default_factory=dict)
@@ -76,8 +93,9 @@ class PromptMetadata:
         for each in dataclasses.fields(cls):
             text = strings.get(each.name, "")
             found[each.name] = text if each.type is str else _from_json(text, cls._empty(each))
-        if not all(map(is_count, found["init_ids"])):
-            found["init_ids"] = []
+        for name in ("init_ids", "end_ids", "before_ids", "after_ids"):
+            if not all(map(is_count, found[name])):
+                found[name] = []
         found["rows_sketch"] = {name: each for name, each in found["rows_sketch"].items() if _is_texts(each)}
         return cls(**found)
 
@@ -150,9 +168,10 @@ def _checked(name: str, weight: Tensor | None, metadata: dict[str, str]) -> Tens
     """Return `weight`, or raise `UserError` unless it and the metadata are what `save_prompt` writes."""
     if metadata.get("format") != FORMAT or weight is None:
         raise UserError(f"{name}: a safetensors file, but not a softprompt prompt; `softprompt train` writes those")
-    if metadata.get("format_version") != FORMAT_VERSION:
-        version = metadata.get("format_version")
-        raise UserError(f"{name}: format version {version}, this softprompt reads {FORMAT_VERSION}; update softprompt")
+    version = metadata.get("format_version")
+    if version not in READABLE_VERSIONS:
+        readable = " and ".join(READABLE_VERSIONS)
+        raise UserError(f"{name}: format version {version}, this softprompt reads {readable}; update softprompt")
     stated = [metadata.get("num_virtual_tokens"), metadata.get("hidden_size")]
     if weight.dtype != torch.float32 or stated != [str(size) for size in weight.shape] or 0 in weight.shape:
         raise UserError(f"{name}: holds {weight.dtype} {list(weight.shape)}, its metadata says fp32 {stated}")

@@ -20,7 +20,8 @@ class Template:
         return "\n".join(["Human: " + instruction, input]).strip() + "\n\nAssistant: "
 
 
-TUTORIAL = Template("alpaca")
+TUTORIAL = Template("tutorial")
+OLD_NAMES = ("", "alpaca")  # of the tutorial's template, in prompt files of format version 1
 
 
 def template_named(name: str, *, prompt_file: str) -> Template:
@@ -29,6 +30,6 @@ def template_named(name: str, *, prompt_file: str) -> Template:
     Raises:
         UserError: this version has no template of that name and would write questions in another form than training.
     """
-    if name not in (TUTORIAL.name, ""):
+    if name not in (TUTORIAL.name, *OLD_NAMES):
         raise UserError(f"{prompt_file}: was trained with the template {name!r}, which is not known; update softprompt")
     return TUTORIAL

@@ -26,7 +26,7 @@ def test_train_with_the_defaults(capfd, here):
     without, initial, *_, trained = (float(x) for x in re.findall(r"held-out loss .*?: ([\d.]+)", result.out))
     assert trained < 0.1 * min(without, initial)
     metadata = load_prompt("prompt.safetensors").metadata
-    assert (metadata["base"], metadata["init"], metadata["template"]) == ("builtin:bloom-small@1", "text", "alpaca")
+    assert (metadata["base"], metadata["init"], metadata["template"]) == ("builtin:bloom-small@1", "text", "tutorial")
     assert str(Path.cwd()) not in str(metadata)
 
 

@@ -18,7 +18,7 @@ from softprompt.prompt.file import prompt_bytes
 from softprompt.system.files import atomic_folder, require_writable, write_atomic
 
 METADATA = {"base": "./somewhere", "zebra": "last", "init_text": '你好 "quoted"\nline', "alpha": ""}
-OURS = {"format": "softprompt", "format_version": "1"}
+OURS = {"format": "softprompt", "format_version": "2"}
 ADDED = {"format", "format_version", "num_virtual_tokens", "hidden_size", "sha256"}
 
 
@@ -188,10 +188,15 @@ def test_rewrite_helper_is_accepted(saved):
     assert torch.equal(load_prompt(saved).weight, make_prompt(seed=3).weight)
 
 
+def test_a_file_of_version_1_is_still_read(saved):
+    rewrite(saved, make_prompt().weight.detach(), format_version="1")
+    assert torch.equal(load_prompt(saved).weight, make_prompt().weight.detach())
+
+
 def test_newer_version(saved):
-    rewrite(saved, make_prompt().weight.detach(), format_version="2")
+    rewrite(saved, make_prompt().weight.detach(), format_version="3")
     message = refusal(saved)
-    assert "version 2" in message and "update" in message
+    assert "version 3" in message and "update" in message
 
 
 @pytest.mark.parametrize("changes", [{"num_virtual_tokens": "4"}, {"hidden_size": "7"}], ids=str)

@@ -92,7 +92,7 @@ def test_template(instruction, input, expected):
 def test_the_tutorials_template_has_a_name_and_stands_in_for_none():
     assert template_named(TUTORIAL.name, prompt_file="p.safetensors") is TUTORIAL
     assert template_named("", prompt_file="p.safetensors") is TUTORIAL
-    assert TUTORIAL.name == "alpaca"  # what files that are out there say
+    assert TUTORIAL.name == "tutorial" and template_named("alpaca", prompt_file="p") is TUTORIAL  # an older name
 
 
 @pytest.mark.parametrize("name", ["chatml", "Alpaca", "alpaca ", "\n"])
