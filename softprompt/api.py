@@ -25,6 +25,7 @@ from softprompt.config.command_line import nearest_option
 from softprompt.config.commands import DEFAULT_PROMPT_FILE, Hardware, Sampling, TrainConfig
 from softprompt.config.options import require_types
 from softprompt.data.reading import Data
+from softprompt.data.row import Row
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, UserError
@@ -99,7 +100,7 @@ class LoadedPrompt:
         settings = _options(Sampling, sampling)
         if settings.num_return_sequences != 1:
             raise UserError("`num_return_sequences`: `answer` gives one answer to each question; ask it several times")
-        questions = [encode_text(self._template.question(text), self.tokenizer) for text in question]
+        questions = [encode_text(self._template.question(Row.asked(text)), self.tokenizer) for text in question]
         self._check(questions, settings)
         seed = draw_seed() if seed is None else seed
         answers: dict[int, str] = {}

@@ -18,7 +18,7 @@ from world import world_numbers, world_stories
 from world.world import Question, questions
 from world.world_say import draw
 
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 
 REPORTED = {"bloom": ("topic", "record", "unseen"), "smollm2": ("category",)}
 TUNING = {"bloom": ("kind", "equation", "other"), "smollm2": ("past",)}
@@ -94,7 +94,7 @@ def _world_task(name: str, build: Callable[[Question], str], reported: bool, fre
 def _split(name: str, groups: list[list[tuple[str, str, str]]], sizes: tuple[int, int, int]) -> Task:
     """Shuffle whole groups and deal them out: report, select, then as many to train as there are, up to its size."""
     random.Random(name).shuffle(groups)
-    rows = [Row(*group, number) for number, group in enumerate(_flat(groups), 1)]
+    rows = [Row.asked(*group, number) for number, group in enumerate(_flat(groups), 1)]
     train, select, report = sizes
     start = report + select
     return Task(train=rows[start : start + train], select=rows[report:start], report=rows[:report])

@@ -19,7 +19,7 @@ from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt
 from softprompt.answering.batch import generate_answers
 from softprompt.base.loading import Base, load_base
 from softprompt.config.commands import DEFAULT_MODEL, Sampling, TrainConfig
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.data.splits import load_split, load_splits
 from softprompt.system.process import silence_libraries
 from softprompt.tokens.encoded_splits import encode_splits
@@ -70,7 +70,7 @@ def score(base: Base, weight: torch.Tensor | None, rows: list[Row]) -> list[floa
     sampling = Sampling(do_sample=False, max_new_tokens=80)
     right = dict.fromkeys([*TASKS, "any"], 0)
     for row in rows:
-        question = {"instruction": row.instruction, "input": row.input}
+        question = dict(row.columns)
         (answer,) = generate_answers(prompted or base.model, base.tokenizer, sampling, **question)
         expected = answers(**question)
         for task in TASKS:

@@ -103,7 +103,7 @@ def make_cases(options: argparse.Namespace, tokenizer: transformers.PreTrainedTo
         source = random.Random(name)
         lengths = [source.randint(*QUESTION_TOKENS[name]) for _ in range(max(options.batch))]
         rows = rows_of_lengths([(max(length, TEMPLATE_TOKENS + 1), 2) for length in lengths])
-        ids = [encode_text(TUTORIAL.question(row.instruction, row.input), tokenizer) for row in rows]
+        ids = [encode_text(TUTORIAL.question(row), tokenizer) for row in rows]
         cases += [Case(name, batch, ids[:batch]) for batch in options.batch]
     return cases
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import home  # noqa: F401
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.data.splits import load_splits
 from softprompt.tokens.encoding import EncodedRow, encode_row
 
@@ -54,7 +54,7 @@ def rows_of_lengths(lengths: Iterable[tuple[int, int]], seed: int = 0) -> list[R
     """One generated row for every pair of question and answer tokens."""
     words, source = invented_words(VOCABULARY_WORDS), random.Random(seed)
     return [
-        Row(
+        Row.asked(
             instruction=_text(words, max(1, question - TEMPLATE_TOKENS), source),
             input="",
             output=_text(words, max(1, answer - EOS_TOKENS), source),
@@ -80,10 +80,7 @@ def encoded(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length:
 
 def write_rows(rows: Iterable[Row], path: Path) -> Path:
     """Alpaca rows as JSONL."""
-    lines = [
-        json.dumps({"instruction": row.instruction, "input": row.input, "output": row.output}, ensure_ascii=False)
-        for row in rows
-    ]
+    lines = [json.dumps({**row.columns, "output": row.output}, ensure_ascii=False) for row in rows]
     path.write_text("".join(line + "\n" for line in lines), "utf-8")
     return path
 

@@ -17,7 +17,7 @@ from rows import choose_rows
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.system.process import silence_libraries
 from softprompt.tokens.template import TUTORIAL
 
@@ -88,7 +88,7 @@ def make_tokenizer(rows: Iterable[Row], vocabulary: int) -> PreTrainedTokenizerF
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    texts = [text for row in rows for text in (TUTORIAL.question(row.instruction, row.input), row.output)]
+    texts = [text for row in rows for text in (TUTORIAL.question(row), row.output)]
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **SPECIAL_TOKENS)
 

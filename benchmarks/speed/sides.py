@@ -12,7 +12,7 @@ from pathlib import Path
 from home import ROOT
 from rows import MAX_LENGTH, write_rows
 
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.tokens.encoding import EncodedRow
 from softprompt.training.schedule import rows_of_step
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import row_scores
 from softprompt.errors import UserError

@@ -9,7 +9,7 @@ from softprompt.analysis.choices import actual_choices, choice_log_probabilities
 from softprompt.answering.batch import greedy_answers
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import EvaluateConfig
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, row_scores
 from softprompt.errors import UserError

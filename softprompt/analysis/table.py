@@ -119,8 +119,7 @@ def _row(place: int, outcomes: Sequence[Outcome], eval_set: EvalSet, config: Eva
         sides[outcome.side.name] = _finite(found)
     return {
         "number": row.number,
-        "instruction": row.instruction,
-        "input": row.input,
+        **row.columns,
         "output": row.output,
         "num_supervised": eval_set.encoded[place].num_supervised,
         "sides": sides,

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, Sampling
+from softprompt.data.row import Row
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
@@ -88,7 +89,7 @@ def generate_answers(
     Raises:
         UserError: the question leaves no room for an answer.
     """
-    ids = encode_text(template.question(instruction, input), tokenizer)
+    ids = encode_text(template.question(Row.asked(instruction, input)), tokenizer)
     (answers,) = generate_batch(model, tokenizer, sampling, questions=[ids], streamer=streamer)
     return [text_of(answer, tokenizer) for answer in answers]
 

@@ -17,7 +17,7 @@ from softprompt.answering.batch import draw_seed, generate_batch, new_token_budg
 from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, UserError
@@ -173,7 +173,7 @@ def _largest_gap(base: Base, config: GenerateConfig, num_virtual_tokens: int) ->
 
 def _recipe(questions: Sequence[Question], base: Base, config: GenerateConfig, prompt_sha256: str) -> dict[str, object]:
     """Return the facts and options that must be the same in a resumed run; the seed is kept beside them."""
-    rows = [[question.row.instruction, question.row.input, question.ids] for question in questions]
+    rows = [[dict(question.row.columns), question.ids] for question in questions]
     facts = {
         "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
         "prompt": prompt_sha256,
@@ -222,5 +222,5 @@ def _batch_seed(seed: int, first_number: int) -> int:
 
 def _record(row: Row, answers: list[str], config: GenerateConfig) -> dict[str, object]:
     """Return the JSON object of one row in the output: its question, its other columns and the answers."""
-    question = {"instruction": row.instruction, "input": row.input, **row.others}
+    question = {**row.columns, **row.others}
     return question | ({"answer": answers[0]} if config.num_return_sequences == 1 else {"answers": answers})

@@ -16,6 +16,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt chat") -> No
     model, base, file = load_prompted_base(config)
 
     from softprompt.answering.batch import draw_seed
+    from softprompt.data.row import Row
     from softprompt.tokens.template import template_named
 
     template = template_named(file.facts.template, prompt_file=config.prompt_file)
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt chat") -> No
         try:
             if not is_unicode(line):
                 raise UserError("the line is not UTF-8 text")
-            check_question(model, base, config, template.question(line))
+            check_question(model, base, config, template.question(Row.asked(line)))
             # every line has a seed of its own, so a question that is asked again gets a new answer
             print_answers(model, base.tokenizer, config, template, seed=(seed + number) % 2**63, instruction=line)
         except UserError as error:  # a line that is refused does not end the chat

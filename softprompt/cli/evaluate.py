@@ -15,7 +15,7 @@ from softprompt.system.files import check_output_file, write_atomic
 
 if TYPE_CHECKING:
     from softprompt.base.loading import Base
-    from softprompt.data.reading import Row
+    from softprompt.data.row import Row
     from softprompt.data.splits import Splits
     from softprompt.prompt.file import PromptFile
 
@@ -119,8 +119,8 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
     rows, others = splits.eval_rows, splits.train_rows
     if not held_out:
         rows, others = splits.test_rows, splits.train_rows + splits.eval_rows
-    known = {(row.instruction, row.input, row.output) for row in others}
-    rows = [row for row in rows if (row.instruction, row.input, row.output) not in known]
+    known = {row.key for row in others}
+    rows = [row for row in rows if row.key not in known]
     if not rows:
         what = "held-out" if config.held_out else "test or held-out"
         raise UserError(f"`data`: name the rows to score; {first} has no {what} rows of its own")

@@ -39,16 +39,18 @@ def answer_one(config: GenerateConfig) -> None:
     model, base, file = load_prompted_base(config)
 
     from softprompt.answering.batch import draw_seed
+    from softprompt.data.row import Row
     from softprompt.tokens.template import template_named
 
     template = template_named(file.facts.template, prompt_file=config.prompt_file)
     if instruction is None:
         instruction = sample_question(base.name, base.tokenizer)
-    check_question(model, base, config, template.question(instruction, config.input))
+    question = Row.asked(instruction, config.input)
+    check_question(model, base, config, template.question(question))
     seed = draw_seed() if config.seed is None else config.seed
     if config.samples:
         print(f"seed: {seed}", file=sys.stderr)
-    print(template.question(instruction, config.input), file=sys.stderr, flush=True)
+    print(template.question(question), file=sys.stderr, flush=True)
     for title, side in sides_of(model, config.compare):
         if title:
             print(f"--- {title}", flush=True)

@@ -13,6 +13,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from softprompt.data.files import read_file
 from softprompt.data.folders import Splits, read_folder
+from softprompt.data.row import Row
 from softprompt.data.split_names import ALIASES, standard_names
 from softprompt.data.tables import Part, Table
 from softprompt.data.values import is_missing, kind_of
@@ -26,27 +27,6 @@ MOST_NAMED = 10  # columns of one note
 MOST_CLASSES = 20  # outputs that are all numbers below this look like class labels
 # data is a name, or rows that are already in memory
 Data: TypeAlias = str | Sequence[Mapping[str, Any]] | Dataset | DatasetDict
-
-
-@dataclass(frozen=True)
-class Row:
-    """One Alpaca row.
-
-    Attributes:
-        number: its place in its split, counted from 1, for messages.
-        others: the other columns of the row, if they were asked for.
-    """
-
-    instruction: str
-    input: str
-    output: str
-    number: int
-    others: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def has_question(self) -> bool:
-        """Whether there is anything to answer: an instruction, or an input in its place."""
-        return bool(self.instruction.strip() or self.input.strip())
 
 
 def name_of(data: Data) -> str:
@@ -132,7 +112,7 @@ class Source:
                 file, place = table.where(number)
                 raise UserError(f"{file or label}, row {place}: {error}") from None
             kept = {name: record[name] for name in others if not is_missing(record.get(name))} if carry else {}
-            rows.append(Row(instruction, given, output, number, kept))
+            rows.append(Row.asked(instruction, given, output, number, others=kept))
         self.note(table.notes)
         self.note(f"{self.name}: {note}" for note in _notes_on(table, found, [] if carry else others, rows))
         return rows

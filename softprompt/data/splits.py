@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from softprompt.data.reading import QUESTION_COLUMNS, Data, Row, open_data
+from softprompt.data.reading import QUESTION_COLUMNS, Data, open_data
+from softprompt.data.row import Row
 from softprompt.errors import UserError
 
 HELD_OUT_SPLITS = ("validation", "test")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.data.splits import Splits
 from softprompt.tokens.encoding import EncodedRow, encode_every_row, is_usable, without_copies
 from softprompt.tokens.template import TUTORIAL, Template
@@ -88,7 +88,7 @@ def encode_splits(
         usable = [each for row, each in zip(rows, encoded, strict=True) if is_usable(row, each)]
         skipped = [row.number for row, each in zip(rows, encoded, strict=True) if not is_usable(row, each)]
         kept = without_copies(usable, others)
-        asked = [each for row, each in zip(rows, encoded, strict=True) if row.has_question and row.output.strip()]
+        asked = [each for row, each in zip(rows, encoded, strict=True) if row.has_question and row.has_answer]
         return EncodedSplit(kept, skipped, len(usable) - len(kept), cut_of(asked))
 
     train = apart(splits.train_rows, [])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.errors import UserError
 from softprompt.tokens.template import TUTORIAL, Template
 
@@ -44,7 +44,7 @@ def decode_text(ids: list[int], tokenizer: PreTrainedTokenizerBase, **settings: 
 
 def encode_question(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template = TUTORIAL) -> list[int]:
     """The token ids of everything in front of the response."""
-    return encode_text(template.question(row.instruction, row.input), tokenizer)
+    return encode_text(template.question(row), tokenizer)
 
 
 def encode_row(
@@ -74,7 +74,7 @@ def encode_every_row(
 
 def is_usable(row: Row, encoded: EncodedRow) -> bool:
     """Whether a row has something to learn: a question, an output that is not blank, and some of it within the cut."""
-    return bool(row.has_question and row.output.strip() and encoded.num_supervised)
+    return bool(row.has_question and row.has_answer and encoded.num_supervised)
 
 
 def _encode(
@@ -84,7 +84,7 @@ def _encode(
     if not rows:
         return
     settings = {"add_special_tokens": False, "split_special_tokens": True}
-    questions = tokenizer([template.question(row.instruction, row.input) for row in rows], **settings)["input_ids"]
+    questions = tokenizer([template.question(row) for row in rows], **settings)["input_ids"]
     answers = tokenizer([row.output for row in rows], **settings)["input_ids"]
     for question, answer in zip(questions, answers, strict=True):
         response = [*answer, tokenizer.eos_token_id]

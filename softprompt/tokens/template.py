@@ -6,6 +6,7 @@ is therefore always written as it was in training.
 
 from dataclasses import dataclass
 
+from softprompt.data.row import Row
 from softprompt.errors import UserError
 
 
@@ -15,9 +16,9 @@ class Template:
 
     name: str
 
-    def question(self, instruction: str, input: str = "") -> str:
+    def question(self, row: Row) -> str:
         """The text before the response. An empty input leaves no blank line."""
-        return "\n".join(["Human: " + instruction, input]).strip() + "\n\nAssistant: "
+        return f"Human: {row.messages[-1]['content']}".strip() + "\n\nAssistant: "
 
 
 TUTORIAL = Template("tutorial")

@@ -118,7 +118,7 @@ def prompt_metadata(
         "test_loss": result.test.finite(),
     }
     return PromptMetadata(
-        **base.metadata,
+        **base.metadata,  # type: ignore[arg-type]  # its keys are those whose values are text
         init="file" if from_file else config.init,
         init_text=config.init_text if config.init == "text" and not from_file else "",
         init_ids=frequent_labels(rows.train_rows, num_virtual_tokens) if of_answers else [],

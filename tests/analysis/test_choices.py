@@ -9,7 +9,7 @@ from helpers.rows import ROWS
 from helpers.scoring import PAD, logits_of, prompt_of, with_prompt
 
 from softprompt.analysis.choices import actual_choices, best_choices, choice_log_probabilities, encode_choices
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.errors import UserError
 from softprompt.tokens.encoding import encode_text
 from softprompt.tokens.template import TUTORIAL
@@ -19,7 +19,7 @@ CHOICES = ("red", "reddish", "a much longer label", "é")  # one begins another
 
 def rows_with(outputs):
     return [
-        Row(row["instruction"], row["input"], output, number)
+        Row.asked(row["instruction"], row["input"], output, number)
         for number, (row, output) in enumerate(zip(ROWS, outputs, strict=False), start=1)
     ]
 
@@ -28,7 +28,7 @@ def one_by_one(base, weight, tokenizer, rows):
     """Log-probability of a label's tokens and the eos behind the question, from the definition."""
     found = []
     for row in rows:
-        question = encode_text(TUTORIAL.question(row.instruction, row.input), tokenizer)
+        question = encode_text(TUTORIAL.question(row), tokenizer)
         scores = []
         for label in CHOICES:
             total, ids = 0.0, list(question)

@@ -94,7 +94,7 @@ def test_rows_of_lengths_are_met_to_the_token():
 
 def test_a_larger_vocabulary_does_not_change_the_tokens():
     texts = [hashlib.sha256(bytes([place % 256, place // 256])).hexdigest()[:20] for place in range(2000)]
-    rows = [Row(text, "", text[::-1], 1) for text in texts]
+    rows = [Row.asked(text, "", text[::-1], 1) for text in texts]
     large, larger = (make_tokenizer(rows, SHAPES[name].vocab_size) for name in ("bloom-389m-zh", "bloom-560m"))
     assert large.get_vocab() == larger.get_vocab() and len(large) == 16_000
     assert len(make_tokenizer(rows, 300)) <= 300

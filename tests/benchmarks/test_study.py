@@ -39,7 +39,7 @@ PAD = 3
 
 
 def asked(rows):
-    return {(row.instruction, row.input) for row in rows}
+    return {(row.columns["instruction"], row.columns["input"]) for row in rows}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -94,7 +94,8 @@ def test_words_stand_once():
 
 def encoded(tokenizer, count=24):
     """Rows of uneven length."""
-    rows = [Row(**(ROWS[place % 10] | {"output": "abcdefgh"[: 1 + place % 7]}), number=place) for place in range(count)]
+    outputs = ["abcdefgh"[: 1 + place % 7] for place in range(count)]
+    rows = [Row.asked(**(ROWS[place % 10] | {"output": output}), number=place) for place, output in enumerate(outputs)]
     return encode_rows(rows, tokenizer, max_length=64)[0]
 
 

@@ -10,7 +10,7 @@ from helpers.prompts import save_for
 from helpers.rows import ROWS, write
 
 import softprompt
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.tokens.encoded_splits import Cut, cut_of
 from softprompt.tokens.encoding import encode_every_row
 
@@ -90,7 +90,7 @@ def test_rows_that_lose_their_end_are_counted_with_a_length_that_keeps_them(trai
 
 
 def test_the_cut_is_that_of_the_definition():
-    rows = [Row("q", "", "x" * (place % 17), place) for place in range(1, 60)]
+    rows = [Row.asked("q", "", "x" * (place % 17), place) for place in range(1, 60)]
     tokenizer = make_tokenizer()
     for length in (5, 25, 30, 100):
         encoded = encode_every_row(rows, tokenizer, max_length=length)

@@ -116,7 +116,10 @@ def test_the_shipped_base(report, work):
     table = table_of(out, "loss")
     assert table[0] == ["side", "loss", "perplexity", "token accuracy %", "exact match %"]
     assert [line[0] for line in table[1:]] == ["no prompt", "text prompt", "own"]
-    rows = [vars(row) for row in load_split("builtin:polite", "test")[0][:12]]
+    rows = [
+        {**row.columns, "output": row.output, "number": row.number}
+        for row in load_split("builtin:polite", "test")[0][:12]
+    ]
     for row, given in zip(found["rows"], rows, strict=True):
         names_of_row = ("number", "instruction", "input", "output")
         assert [row[name] for name in names_of_row] == [given[name] for name in names_of_row]
@@ -388,8 +391,10 @@ def test_a_drawn_share_is_drawn_again(train, own, work):
     drawn = load_splits("rows.jsonl", eval_fraction=0.4, seed=11)
     line, instructions = own()
     assert "(held out, as own.run has it): 4 rows" in line
-    assert instructions == [row.instruction for row in drawn.eval_rows] and own("--held-out")[1] == instructions
-    assert instructions != [row.instruction for row in load_splits("rows.jsonl", eval_fraction=0.4, seed=42).eval_rows]
+    assert instructions == [row.columns["instruction"] for row in drawn.eval_rows]
+    assert own("--held-out")[1] == instructions
+    other = load_splits("rows.jsonl", eval_fraction=0.4, seed=42)
+    assert instructions != [row.columns["instruction"] for row in other.eval_rows]
 
 
 def test_copies_of_rows_that_trained_or_chose_it_are_left_out(train, own, parts):

@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt
 from softprompt.answering import job
 from softprompt.base.loading import load_base
+from softprompt.data.row import Row
 from softprompt.data.splits import load_split
 from softprompt.engine.batches import plan_batches
 from softprompt.tokens.encoding import encode_text
@@ -82,7 +83,7 @@ def one_by_one(base_name, prompt_file, rows, *, max_length=None, max_new_tokens=
     model = SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(load_prompt(prompt_file).weight))
     found = []
     for row in rows:
-        ids = encode_text(TUTORIAL.question(row["instruction"], row["input"]), base.tokenizer)
+        ids = encode_text(TUTORIAL.question(Row.asked(row["instruction"], row["input"])), base.tokenizer)
         end = max_length or len(ids) + max_new_tokens
         start = len(ids)
         while len(ids) < end and ids[-1] != base.tokenizer.eos_token_id:
@@ -135,7 +136,7 @@ def test_answers_of_the_shipped_base_end_where_they_end(capfd, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     save_for("builtin:bloom-small@1", "prompt.safetensors")
     words = ["--no-do-sample", "--device", "cpu", "--precision", "fp32", "--max-new-tokens", 24]
-    rows = [vars(row) for row in load_split("builtin:polite", "test")[0][:8]]
+    rows = [{**row.columns, "output": row.output} for row in load_split("builtin:polite", "test")[0][:8]]
     passed(run_command(capfd, "generate", "--instructions", write(tmp_path, "csv", rows), *words))
     rows = read(tmp_path / "rows.answers.jsonl")
     assert len({len(row["answer"]) for row in rows}) > 3
@@ -500,7 +501,7 @@ def test_a_row_that_leaves_no_room(refused, work):
     """Found before the first row is answered."""
     rows = [*QUESTIONS, {"instruction": "long " * 20, "input": ""}, QUESTIONS[0]]
     write(work, "jsonl", rows)
-    asked = len(TUTORIAL.question("long " * 20, ""))
+    asked = len(TUTORIAL.question(Row.asked("long " * 20)))
     refused("rows.jsonl, row 11", f"--max-length {LENGTH}", f"{asked} tokens", "--max-new-tokens")
     refused("rows.jsonl, row 11", f"--max-length {asked}", f"{asked} tokens", max_length=asked)
 

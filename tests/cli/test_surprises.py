@@ -63,7 +63,7 @@ def test_test_rows_that_also_are_held_out_or_trained_on_are_left_out(train, tmp_
 def test_dates_stay_text(tmp_path):
     rows = [{"instruction": "2024-01-01", "output": "null"}, {"instruction": "2024-01-02", "output": "007"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    assert [(row.instruction, row.output) for row in rows_of(tmp_path / "rows.json")] == [
+    assert [(row.columns["instruction"], row.output) for row in rows_of(tmp_path / "rows.json")] == [
         ("2024-01-01", "null"),
         ("2024-01-02", "007"),
     ]
@@ -72,7 +72,7 @@ def test_dates_stay_text(tmp_path):
 def test_nan_is_a_missing_value(tmp_path):
     frame = pandas.DataFrame({"instruction": ["a", "b"], "input": [float("nan")] * 2, "output": ["c", "d"]})
     frame.to_parquet(tmp_path / "rows.parquet")
-    assert [row.input for row in rows_of(tmp_path / "rows.parquet")] == ["", ""]
+    assert [row.columns["input"] for row in rows_of(tmp_path / "rows.parquet")] == ["", ""]
 
 
 def test_csv_with_the_index_that_pandas_writes(tmp_path):

@@ -28,7 +28,7 @@ def load(data, **options):
 
 
 def texts(rows):
-    return [(row.instruction, row.input, row.output) for row in rows]
+    return [(row.columns["instruction"], row.columns["input"], row.output) for row in rows]
 
 
 def refusal(data):
@@ -192,8 +192,8 @@ def test_shards_and_a_clone_of_the_hub(inner, kind, tmp_path):
     (tmp_path / "README.md").write_text("---\n---\n")
     (tmp_path / "dataset_infos.json").write_text("{}")
     splits = load(tmp_path)
-    assert [row.instruction for row in splits.train_rows] == train
-    assert [row.instruction for row in splits.eval_rows] == held
+    assert [row.columns["instruction"] for row in splits.train_rows] == train
+    assert [row.columns["instruction"] for row in splits.eval_rows] == held
     assert [row.number for row in splits.train_rows] == [*range(1, 25)]
     assert splits.notes == [f"{tmp_path}: these files are not read: dataset_infos.json"]
 
@@ -203,7 +203,7 @@ def test_a_shard_that_is_missing_is_said_and_an_empty_one_is_none(tmp_path):
     columns = pyarrow.table({"instruction": [""], "output": [""]}).slice(0, 0)
     pyarrow.parquet.write_table(columns, tmp_path / "train-00001-of-00003.parquet")
     splits = load(tmp_path)
-    assert [row.instruction for row in splits.train_rows] == ["train 0", "train 1"]
+    assert [row.columns["instruction"] for row in splits.train_rows] == ["train 0", "train 1"]
     assert splits.notes == [f"{tmp_path}: of the 3 files of the split train, only 2 are there"]
 
 

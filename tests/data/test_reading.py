@@ -25,7 +25,7 @@ def load(data, *, eval_data=None, eval_fraction=None, seed=1, test_data=None):
 
 
 def texts(rows):
-    return [(row.instruction, row.input, row.output) for row in rows]
+    return [(row.columns["instruction"], row.columns["input"], row.output) for row in rows]
 
 
 def numbered(count, prefix="row"):
@@ -158,15 +158,15 @@ def test_split_names(tmp_path):
         DatasetDict({"train": train, name: held}).save_to_disk(folder)
         splits = load(folder)
         assert len(splits.train_rows) == 4
-        assert [row.instruction for row in splits.eval_rows] == ["held 0", "held 1"]
+        assert [row.columns["instruction"] for row in splits.eval_rows] == ["held 0", "held 1"]
 
 
 def test_validation_goes_before_test(tmp_path):
     parts = {name: Dataset.from_list(numbered(2, name)) for name in ("test", "train", "validation")}
     DatasetDict(parts).save_to_disk(str(tmp_path / "all"))
     splits = load(str(tmp_path / "all"))
-    assert [row.instruction for row in splits.train_rows] == ["train 0", "train 1"]
-    assert [row.instruction for row in splits.eval_rows] == ["validation 0", "validation 1"]
+    assert [row.columns["instruction"] for row in splits.train_rows] == ["train 0", "train 1"]
+    assert [row.columns["instruction"] for row in splits.eval_rows] == ["validation 0", "validation 1"]
 
 
 def test_several_splits_without_train(tmp_path):
@@ -190,7 +190,7 @@ def test_folder_of_files(kind, tmp_path):
     (tmp_path / "README.md").write_text("not data")
     splits = load(str(tmp_path))
     assert len(splits.train_rows) == 3
-    assert [row.instruction for row in splits.eval_rows] == ["held 0", "held 1"]
+    assert [row.columns["instruction"] for row in splits.eval_rows] == ["held 0", "held 1"]
 
 
 def test_reading_writes_nothing_beside_the_data(tmp_path):
@@ -210,14 +210,14 @@ def test_eval_data_wins(tmp_path):
     held = write(other, "csv", numbered(2, "given"))
     splits = load(str(tmp_path), eval_data=held)
     assert len(splits.train_rows) == 3
-    assert [row.instruction for row in splits.eval_rows] == ["given 0", "given 1"]
+    assert [row.columns["instruction"] for row in splits.eval_rows] == ["given 0", "given 1"]
 
 
 def test_eval_data_takes_the_held_out_split(tmp_path):
     write(tmp_path, "jsonl", numbered(3), "train")
     write(tmp_path, "jsonl", numbered(2, "held"), "test")
     splits = load(str(tmp_path / "train.jsonl"), eval_data=str(tmp_path))
-    assert [row.instruction for row in splits.eval_rows] == ["held 0", "held 1"]
+    assert [row.columns["instruction"] for row in splits.eval_rows] == ["held 0", "held 1"]
 
 
 def test_seeded_fraction(tmp_path):
@@ -268,7 +268,7 @@ def test_given_fraction_wins_over_the_own_split(tmp_path):
     write(tmp_path, "jsonl", numbered(1, "held"), "validation")
     splits = load(str(tmp_path), eval_fraction=0.3)
     assert len(splits.eval_rows) == 3
-    assert all(row.instruction.startswith("row") for row in splits.eval_rows)
+    assert all(row.columns["instruction"].startswith("row") for row in splits.eval_rows)
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
@@ -371,14 +371,14 @@ def test_the_split_that_is_scored(tmp_path):
     found = {}
     for wanted in (None, "train", "validation", "test"):
         rows, name, _ = load_split(str(tmp_path), wanted)
-        found[wanted] = [row.instruction.split()[0] for row in rows]
+        found[wanted] = [row.columns["instruction"].split()[0] for row in rows]
         assert name == f"{tmp_path} ({wanted or 'test'})"
     assert found == {wanted: [wanted or "test"] * 2 for wanted in found}
     assert load_split(str(tmp_path / "train.jsonl"))[1] == str(tmp_path / "train.jsonl")
     (tmp_path / "test.jsonl").unlink()
-    assert load_split(str(tmp_path))[0][0].instruction == "validation 0"
+    assert load_split(str(tmp_path))[0][0].columns["instruction"] == "validation 0"
     (tmp_path / "validation.jsonl").rename(tmp_path / "other.jsonl")
-    assert load_split(str(tmp_path))[0][0].instruction == "train 0"
+    assert load_split(str(tmp_path))[0][0].columns["instruction"] == "train 0"
     with pytest.raises(UserError, match="`split` test: `data` .* has only other, train"):
         load_split(str(tmp_path), "test")
 
@@ -410,9 +410,9 @@ def test_rows_in_memory_are_held_out_by_the_same_draw(kind, tmp_path):
 def test_rows_in_memory_to_choose_and_to_report(kind):
     held, last = (in_memory(kind, numbered(2, name)) for name in ("held", "last"))
     splits = load(in_memory(kind, numbered(3)), eval_data=held, test_data=last)
-    assert [row.instruction for row in splits.train_rows] == ["row 0", "row 1", "row 2"]
-    assert [row.instruction for row in splits.eval_rows] == ["held 0", "held 1"]
-    assert [row.instruction for row in splits.test_rows] == ["last 0", "last 1"]
+    assert [row.columns["instruction"] for row in splits.train_rows] == ["row 0", "row 1", "row 2"]
+    assert [row.columns["instruction"] for row in splits.eval_rows] == ["held 0", "held 1"]
+    assert [row.columns["instruction"] for row in splits.test_rows] == ["last 0", "last 1"]
 
 
 def test_the_splits_of_a_dataset_dict_are_those_of_its_folder(tmp_path):
@@ -420,9 +420,9 @@ def test_the_splits_of_a_dataset_dict_are_those_of_its_folder(tmp_path):
     data = DatasetDict({name: Dataset.from_list(numbered(2, name)) for name in names})
     data.save_to_disk(str(tmp_path / "all"))
     assert load(data) == load(str(tmp_path / "all"))
-    assert [row.instruction for row in load(data).test_rows] == ["test 0", "test 1"]
+    assert [row.columns["instruction"] for row in load(data).test_rows] == ["test 0", "test 1"]
     rows, name, _ = load_split(data, "validation")
-    assert [row.instruction for row in rows] == ["validation 0", "validation 1"]
+    assert [row.columns["instruction"] for row in rows] == ["validation 0", "validation 1"]
     assert name == "the rows given (validation)"
     with pytest.raises(UserError, match="`split` dev: `data` the rows given has only train, validation, test"):
         load_split(data, "dev")

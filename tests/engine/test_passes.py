@@ -7,7 +7,7 @@ from helpers.rows import ROWS
 from helpers.scoring import PAD, logits_of, prompt_of, with_prompt
 
 from softprompt.answering.batch import answers_beside_references, greedy_answers
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.engine.passes import Score, pass_losses, row_scores, total_score
 from softprompt.tokens.encoding import EncodedRow, encode_question, encode_rows
 
@@ -111,7 +111,7 @@ def answers_one_by_one(base, weight, tokenizer, questions, max_new_tokens):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_of_each_question_alone(family, weight, tokenizer):
     base = make_model(family)
-    rows = [Row(**row, number=1 + place) for place, row in enumerate(ROWS)]
+    rows = [Row.asked(**row, number=1 + place) for place, row in enumerate(ROWS)]
     questions = [encode_question(row, tokenizer) for row in rows]
     assert len({len(ids) for ids in questions}) > 3
     wanted = answers_one_by_one(base, weight, tokenizer, questions, 9)
@@ -126,7 +126,7 @@ def test_answers_are_those_of_each_question_alone(family, weight, tokenizer):
 @pytest.mark.parametrize("room", [3, 400])
 def test_answers_beside_references_are_greedy_and_stay_within_the_context(room, tokenizer):
     base = make_model("gpt2")
-    rows, _ = encode_rows([Row(**ROWS[place], number=1 + place) for place in (0, 2)], tokenizer, max_length=256)
+    rows, _ = encode_rows([Row.asked(**ROWS[place], number=1 + place) for place in (0, 2)], tokenizer, max_length=256)
     weight = prompt_of()
     front = max(len(row.input_ids) - row.num_supervised for row in rows) + len(weight)
     base.config.n_positions = front + room
@@ -139,7 +139,7 @@ def test_answers_beside_references_are_greedy_and_stay_within_the_context(room, 
 
 
 def test_a_question_ends_where_the_response_begins(tokenizer):
-    rows = [Row(**row, number=1 + place) for place, row in enumerate(ROWS)]
+    rows = [Row.asked(**row, number=1 + place) for place, row in enumerate(ROWS)]
     encoded, _ = encode_rows(rows, tokenizer, max_length=256)
     for row, each in zip(rows, encoded, strict=True):
         front = sum(label == -100 for label in each.labels)

@@ -7,7 +7,7 @@ from helpers.models import make_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.errors import UserError
 from softprompt.tokens.encoding import EncodedRow, encode_row, encode_rows, encode_text, require_eos
 from softprompt.tokens.template import TUTORIAL, template_named
@@ -45,12 +45,12 @@ def tokenizer(request):
 
 
 def row(instruction="Say it", input="", output="it", number=1):
-    return Row(instruction, input, output, number)
+    return Row.asked(instruction, input, output, number)
 
 
 def tutorial(row, tokenizer, max_length):
     """What the tutorial's preprocessing gives: the eos goes through the tokenizer as text."""
-    asked = ("Human: " + row.instruction + "\n" + row.input).strip() + "\n\nAssistant: "
+    asked = ("Human: " + row.columns["instruction"] + "\n" + row.columns["input"]).strip() + "\n\nAssistant: "
     question = tokenizer(asked, add_special_tokens=False).input_ids
     answer = tokenizer(row.output + tokenizer.eos_token, add_special_tokens=False).input_ids
     ids, labels = [*question, *answer], [*(-100 for _ in question), *answer]
@@ -86,7 +86,7 @@ def test_bloom_tokenizer_is_one():
     ],
 )
 def test_template(instruction, input, expected):
-    assert TUTORIAL.question(instruction, input) == expected
+    assert TUTORIAL.question(row(instruction, input)) == expected
 
 
 def test_the_tutorials_template_has_a_name_and_stands_in_for_none():
@@ -161,7 +161,7 @@ def test_cut_keeps_the_front_and_drops_the_eos(tokenizer):
 
 
 def test_rows_with_nothing_to_learn_are_reported(tokenizer):
-    question = len(encode_text(TUTORIAL.question("Say it", ""), tokenizer))
+    question = len(encode_text(TUTORIAL.question(row()), tokenizer))
     rows = [
         row(number=1),
         row(output="", number=2),

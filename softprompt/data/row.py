@@ -1,0 +1,64 @@
+"""A row as all code behind reading sees it: turns of a conversation and the answer to learn."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeAlias
+
+# what a chat template takes for a turn: `role` and `content`, and what templates know besides, such as `tool_calls`
+Message: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        messages: the turns in front of the answer, the oldest first; the first may be the system's.
+        output: the text of the answer; "" if the row only asks.
+        number: its place in its split, counted from 1, for messages.
+        answer: what the turn of the answer holds besides its text, such as `tool_calls`.
+        tools: descriptions of functions that the assistant may call, as chat templates take them.
+        text: all of the row, if it is no conversation but text to learn; `messages` are then empty.
+        encoded: the input_ids and labels of a row that was encoded by someone else; all else is then empty.
+        columns: the columns that hold the question, for output files.
+        others: the other columns of the row, if they were asked for.
+    """
+
+    messages: tuple[Message, ...] = ()
+    output: str = ""
+    number: int = 1
+    answer: Message = field(default_factory=dict)
+    tools: tuple[Any, ...] = ()
+    text: str | None = None
+    encoded: tuple[list[int], list[int]] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    others: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def asked(cls, instruction: str, input: str = "", output: str = "", number: int = 1, **settings: Any) -> Self:
+        """A row of one question, which is an instruction and what it is about; no blank ends the question."""
+        question = {"role": "user", "content": f"{instruction}\n{input}".rstrip()}
+        columns = {"instruction": instruction, "input": input}
+        return cls((question,), output, number, columns=columns, **settings)
+
+    @property
+    def has_question(self) -> bool:
+        """Whether there is anything to answer; a row that is no conversation asks nothing and is complete without."""
+        if self.text is not None or self.encoded is not None:
+            return True
+        asking = [message for message in self.messages if message.get("role") != "system"]
+        return bool(asking) and bool(str(asking[-1].get("content") or "").strip() or asking[-1].get("tool_calls"))
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether there is anything to learn."""
+        if self.encoded is not None:
+            return True
+        return bool((self.output if self.text is None else self.text).strip() or self.answer.get("tool_calls"))
+
+    @property
+    def key(self) -> str:
+        """A text that is equal for rows of equal content."""
+        content = [self.messages, self.output, self.answer, self.tools, self.text, self.encoded]
+        return json.dumps(content, ensure_ascii=False, default=dict)
