@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from softprompt.analysis.curve import Curve, load_curve
-from softprompt.answering.batch import ANSWERED_TOGETHER, draw_seed, generate_batch, new_token_budget, text_of
+from softprompt.answering.batch import ANSWERED_TOGETHER, draw_seed, generate_batch, limit_of, new_token_budget, text_of
 from softprompt.base.device import resolve_device
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.command_line import nearest_option
@@ -30,13 +30,12 @@ from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
+from softprompt.prompt.encoder import encoder_of
 from softprompt.prompt.file import PromptFile, load_prompt, prompt_bytes
 from softprompt.prompt.fit import check_same_base, load_prompt_base, require_room
 from softprompt.system.files import check_output_file, write_atomic
 from softprompt.system.process import quiet_libraries
 from softprompt.tokens.encoded_splits import EncodedSplits
-from softprompt.tokens.encoding import encode_text
-from softprompt.tokens.template import template_named
 from softprompt.training.checkpoint import check_outputs
 from softprompt.training.report import BarReport, Report
 from softprompt.training.run import DATA, IN_MEMORY, load_inputs, note_run, options_of_run, prepare_run
@@ -57,7 +56,7 @@ class LoadedPrompt:
 
     def __init__(self, model: SoftPromptModel, base: Base, file: PromptFile, name: str) -> None:
         self.model, self.tokenizer, self.prompt, self.metadata = model, base.tokenizer, model.soft_prompt, file.metadata
-        self._base, self._template = base, template_named(file.facts.template, prompt_file=name)
+        self._base, self._encoder = base, encoder_of(file.facts, base, prompt_file=name)
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +81,8 @@ class LoadedPrompt:
             question: one text or several. The template that the prompt was trained with is put around each.
             seed: seed of the sampling, an int; None draws one.
             sampling: options of the command `generate`, such as `max_new_tokens`, `do_sample` and `temperature`.
-                Without a length, a question and its answer together have at most 128 text tokens.
+                Without a length, an answer has at most 128 tokens; under the tutorial's template, its question counts
+                as well.
 
         Returns:
             The text of the answer; for several questions, a list of texts in the same order.
@@ -100,7 +100,7 @@ class LoadedPrompt:
         settings = _options(Sampling, sampling)
         if settings.num_return_sequences != 1:
             raise UserError("`num_return_sequences`: `answer` gives one answer to each question; ask it several times")
-        questions = [encode_text(self._template.question(Row.asked(text)), self.tokenizer) for text in question]
+        questions = self._encoder.questions([Row.asked(text) for text in question])
         self._check(questions, settings)
         seed = draw_seed() if seed is None else seed
         answers: dict[int, str] = {}
@@ -110,9 +110,9 @@ class LoadedPrompt:
             for places in plan_batches([len(ids) for ids in questions], ANSWERED_TOGETHER):
                 torch.manual_seed((seed + places[0]) % 2**63)
                 batch = generate_batch(
-                    self.model, self.tokenizer, settings, questions=[questions[place] for place in places]
+                    self.model, self._encoder, settings, questions=[questions[place] for place in places]
                 )
-                answers |= {place: text_of(ids, self.tokenizer) for place, (ids,) in zip(places, batch, strict=True)}
+                answers |= {place: text_of(ids, self._encoder) for place, (ids,) in zip(places, batch, strict=True)}
         return [answers[place] for place in range(len(questions))]
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **generation_kwargs: Any) -> Tensor:
@@ -147,10 +147,10 @@ class LoadedPrompt:
     def _check(self, questions: Sequence[list[int]], settings: Sampling) -> None:
         """Raise `UserError` if the base has no embedding for an id, or no room in its context for an answer."""
         require_known_ids(self._base, (id for ids in questions for id in ids))
-        limit = "max_new_tokens" if settings.max_new_tokens else "max_length"
+        limit = limit_of(settings, self._encoder)
         for ids in questions:
-            tokens = len(ids) + new_token_budget(settings, len(ids))
-            require_room(self._base.model, self.prompt.num_virtual_tokens, tokens, option=limit)
+            tokens = len(ids) + new_token_budget(settings, len(ids), self._encoder)
+            require_room(self._base.model, self.model.num_front, tokens, option=limit)
 
 
 class TrainedPrompt(LoadedPrompt):

@@ -26,7 +26,7 @@ from softprompt.base.loading import Base, load_base
 from softprompt.config.commands import DEFAULT_MODEL, TrainConfig
 from softprompt.engine.passes import pass_losses, row_scores, total_score
 from softprompt.prompt.start import initial_prompt
-from softprompt.tokens.encoding import encode_rows
+from softprompt.tokens.encoding import Encoder, encode_rows
 from softprompt.training.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8
@@ -73,8 +73,8 @@ def main() -> None:
 
 def train(base: Base, task_name: str, variant: Variant, length: int, steps: int, seed: int) -> list[float]:
     """The held-out losses of one run with `length` virtual tokens."""
-    rows, _ = encode_rows(task(task_name).train, base.tokenizer, max_length=256)
-    held_out, _ = encode_rows(task(task_name).select, base.tokenizer, max_length=256)
+    rows, _ = encode_rows(task(task_name).train, Encoder(base.tokenizer), max_length=256)
+    held_out, _ = encode_rows(task(task_name).select, Encoder(base.tokenizer), max_length=256)
     config = TrainConfig(init=variant.init, virtual_tokens=length, seed=seed)
     model = SoftPromptModel(base.model, initial_prompt(config, base, rows))
     weight, curve = model.soft_prompt.weight, []

@@ -22,7 +22,7 @@ from softprompt.prompt.file import load_prompt
 from softprompt.prompt.start import initial_prompt
 from softprompt.system.sources import is_builtin, model_folder
 from softprompt.tokens.encoded_splits import EncodedSplit, EncodedSplits
-from softprompt.tokens.encoding import EncodedRow, encode_rows
+from softprompt.tokens.encoding import EncodedRow, Encoder, encode_rows
 from softprompt.training.run_log import METRICS_NAME, NO_PROMPT, read_records
 from softprompt.training.trainer import Trainer
 
@@ -72,7 +72,7 @@ class Splits:
         """Encode with the template and rules of train.py."""
         encoded = {}
         for name, split in vars(rows).items():
-            encoded[name], skipped = encode_rows(split, base.tokenizer, max_length=MAX_LENGTH)
+            encoded[name], skipped = encode_rows(split, Encoder(base.tokenizer), max_length=MAX_LENGTH)
             assert not skipped, (name, skipped)
         return cls(**encoded)
 
@@ -166,7 +166,7 @@ def train_ours(
             disturb(prompt.weight, disturbance)
         if run.alpha is not None:
             config.learning_rate = run.alpha * rms(prompt.weight).item()
-        rows = EncodedSplits(EncodedSplit(splits.train), EncodedSplit(splits.select))
+        rows = EncodedSplits(Encoder(base.tokenizer), EncodedSplit(splits.train), EncodedSplit(splits.select))
         trainer = Trainer(SoftPromptModel(base.model, prompt), base, rows, config)
         trainer.run()
         history = read_history(config.run_folder / METRICS_NAME)

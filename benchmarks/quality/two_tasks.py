@@ -23,6 +23,7 @@ from softprompt.data.row import Row
 from softprompt.data.splits import load_split, load_splits
 from softprompt.system.process import silence_libraries
 from softprompt.tokens.encoded_splits import encode_splits
+from softprompt.tokens.encoding import Encoder
 from softprompt.training.run import prepare_run
 
 SPLITS = {"validation": "held-out rows", "test": "questions never pre-trained"}
@@ -59,7 +60,7 @@ def train(task: str, path: Path) -> torch.Tensor:
     config = TrainConfig(data=f"builtin:{task}", virtual_tokens=12, prompt_file=str(path), overwrite=True)
     splits = load_splits(config.data, seed=config.seed)
     base = load_base(config.model, device=torch.device("cpu"), precision=config.precision)
-    prepare_run(config, base, encode_splits(splits, base.tokenizer, max_length=config.max_length)).run()
+    prepare_run(config, base, encode_splits(splits, Encoder(base.tokenizer), max_length=config.max_length)).run()
     print(f"trained the {task} prompt in {time.perf_counter() - start:.0f} s", flush=True)
     return load_prompt(path).weight
 
@@ -70,9 +71,8 @@ def score(base: Base, weight: torch.Tensor | None, rows: list[Row]) -> list[floa
     sampling = Sampling(do_sample=False, max_new_tokens=80)
     right = dict.fromkeys([*TASKS, "any"], 0)
     for row in rows:
-        question = dict(row.columns)
-        (answer,) = generate_answers(prompted or base.model, base.tokenizer, sampling, **question)
-        expected = answers(**question)
+        (answer,) = generate_answers(prompted or base.model, Encoder(base.tokenizer), sampling, row)
+        expected = answers(**row.columns)
         for task in TASKS:
             right[task] += answer == expected[task]
         right["any"] += answer in expected.values()

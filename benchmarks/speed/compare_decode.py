@@ -27,8 +27,7 @@ from sides import SCRIPTS, Place, run_script
 
 from softprompt import SoftPromptEmbedding, save_prompt
 from softprompt.system.process import silence_libraries
-from softprompt.tokens.encoding import encode_text
-from softprompt.tokens.template import TUTORIAL
+from softprompt.tokens.encoding import Encoder
 
 SIDES = ("softprompt", "peft")
 QUESTION_TOKENS = {"short": (8, 24), "long": (160, 240)}
@@ -103,7 +102,7 @@ def make_cases(options: argparse.Namespace, tokenizer: transformers.PreTrainedTo
         source = random.Random(name)
         lengths = [source.randint(*QUESTION_TOKENS[name]) for _ in range(max(options.batch))]
         rows = rows_of_lengths([(max(length, TEMPLATE_TOKENS + 1), 2) for length in lengths])
-        ids = [encode_text(TUTORIAL.question(row), tokenizer) for row in rows]
+        ids = Encoder(tokenizer).questions(rows)
         cases += [Case(name, batch, ids[:batch]) for batch in options.batch]
     return cases
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from softprompt.data.row import Row
 from softprompt.data.splits import load_splits
-from softprompt.tokens.encoding import EncodedRow, encode_row
+from softprompt.tokens.encoding import EncodedRow, Encoder, encode_row
 
 MAX_LENGTH = 256  # train.py's default, and the tutorial's
 # Alpaca's lengths at these percentiles: 1,000 rows of its Chinese and 999 of its English version, BPE of 16,000 tokens
@@ -75,7 +75,7 @@ def invented_words(count: int, seed: int = 0) -> list[str]:
 
 def encoded(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int = MAX_LENGTH) -> list[EncodedRow]:
     """Token ids and labels, by the rules of `train.py`."""
-    return [encode_row(row, tokenizer, max_length=max_length) for row in rows]
+    return [encode_row(row, Encoder(tokenizer), max_length=max_length) for row in rows]
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> Path:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, PreTrai
 from softprompt.data.row import Row
 from softprompt.system.process import silence_libraries
 from softprompt.tokens.template import TUTORIAL
+from softprompt.tokens.turns import pieces_of
 
 DEFAULT_CACHE = Path(tempfile.gettempdir()) / "softprompt-benchmarks"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -88,7 +89,7 @@ def make_tokenizer(rows: Iterable[Row], vocabulary: int) -> PreTrainedTokenizerF
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    texts = [text for row in rows for text in (TUTORIAL.question(row), row.output)]
+    texts = [piece.text for row in rows for piece in pieces_of(row, TUTORIAL, last_turn_only=False)]
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **SPECIAL_TOKENS)
 

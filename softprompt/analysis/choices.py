@@ -4,13 +4,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from softprompt.data.row import Row
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import row_scores
 from softprompt.errors import UserError
-from softprompt.tokens.encoding import EncodedRow, encode_row
+from softprompt.tokens.encoding import EncodedRow, Encoder, encode_row
 
 
 def actual_choices(rows: Sequence[Row], choices: Sequence[str], *, name: str) -> list[str]:
@@ -31,12 +31,10 @@ def actual_choices(rows: Sequence[Row], choices: Sequence[str], *, name: str) ->
     return [known[row.output.strip()] for row in rows]
 
 
-def encode_choices(
-    rows: Sequence[Row], choices: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> list[list[EncodedRow]]:
+def encode_choices(rows: Sequence[Row], choices: Sequence[str], encoder: Encoder) -> list[list[EncodedRow]]:
     """Encode every row with each label as its response, and cut none of them: `[row][label]`."""
     return [
-        [encode_row(dataclasses.replace(row, output=label), tokenizer, max_length=sys.maxsize) for label in choices]
+        [encode_row(dataclasses.replace(row, output=label), encoder, max_length=sys.maxsize) for label in choices]
         for row in rows
     ]
 

@@ -1,23 +1,28 @@
-"""The sides that are compared (the base alone, a text in front, prompt files) and the results of each on the rows."""
+"""The sides that are compared (the base alone, a written text, prompt files) and the results of each on the rows."""
 
+import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from softprompt.analysis.choices import actual_choices, choice_log_probabilities, encode_choices
 from softprompt.answering.batch import greedy_answers
 from softprompt.base.loading import Base, require_known_ids
-from softprompt.config.commands import EvaluateConfig
+from softprompt.config.commands import DEFAULT_INIT_TEXT, EvaluateConfig
 from softprompt.data.row import Row
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, row_scores
 from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
+from softprompt.prompt.encoder import encoder_of
 from softprompt.prompt.file import PromptFile, load_prompt
 from softprompt.prompt.fit import check_same_base, require_room
 from softprompt.system.process import is_out_of_memory
-from softprompt.tokens.encoding import EncodedRow, encode_question, encode_rows
+from softprompt.tokens.encoding import EncodedRow, Encoder, encode_rows
 from softprompt.tokens.row_hashes import hashes_of, share_among
 
 NO_PROMPT, TEXT_PROMPT = "no prompt", "text prompt"
@@ -30,18 +35,45 @@ class Side:
 
     Attributes:
         name: the path of its prompt file, or "no prompt" or "text prompt".
-        prompt: the prompt in front of every row, also for a text; None for the base alone.
+        encoder: how this side's rows are written.
+        prompt: the prompt in front of every row, also for a text in front; None for the base alone.
         sha256: the checksum that the prompt file states; empty without a file.
     """
 
     name: str
-    prompt: SoftPromptEmbedding | None
+    encoder: Encoder
+    prompt: SoftPromptEmbedding | None = None
     sha256: str = ""
 
     @property
     def num_virtual_tokens(self) -> int:
         """Number of virtual tokens P; 0 for the base alone."""
         return 0 if self.prompt is None else self.prompt.num_virtual_tokens
+
+    def model(self, base_model: PreTrainedModel) -> SoftPromptModel | PreTrainedModel:
+        """The base with this side's prompt, or alone."""
+        return base_model if self.prompt is None else SoftPromptModel(base_model, self.prompt)
+
+    @property
+    def num_front(self) -> int:
+        """How many places stand in front of every row."""
+        around = 0 if self.prompt is None else len(self.encoder.before_ids) + len(self.encoder.after_ids)
+        return around + self.num_virtual_tokens
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """The rows of an evaluation as one encoder writes them.
+
+    Attributes:
+        rows: the rows with their responses.
+        questions: token ids of the questions to answer, which are those of the first rows.
+        candidates: every row with each of the choices as its response, `[row][choice]`; empty without choices.
+    """
+
+    rows: list[EncodedRow]
+    questions: list[list[int]]
+    candidates: list[list[EncodedRow]]
 
 
 @dataclass(frozen=True)
@@ -50,20 +82,32 @@ class EvalSet:
 
     Attributes:
         name: what messages call the rows.
-        rows: the rows with a response; `encoded` are the same rows as token ids.
+        rows: the rows with a response.
         skipped: numbers of the rows without a response.
-        questions: token ids of the questions to answer, which are those of the first rows.
-        candidates: every row with each of the choices as its response, `[row][choice]`; empty without choices.
         actual: the right choice of every row; empty without choices.
+        sets: the rows as token ids, for every side in its order; the last side is a prompt file.
     """
 
     name: str
     rows: list[Row]
-    encoded: list[EncodedRow]
     skipped: list[int]
-    questions: list[list[int]]
-    candidates: list[list[EncodedRow]]
     actual: list[str]
+    sets: list[EncodedSet]
+
+    @property
+    def encoded(self) -> list[EncodedRow]:
+        """The rows as the last prompt file has them."""
+        return self.sets[-1].rows
+
+    @property
+    def questions(self) -> list[list[int]]:
+        """The questions as the last prompt file has them."""
+        return self.sets[-1].questions
+
+    @property
+    def candidates(self) -> list[list[EncodedRow]]:
+        """The choices as the last prompt file has them."""
+        return self.sets[-1].candidates
 
 
 @dataclass(frozen=True)
@@ -96,30 +140,56 @@ def load_prompts(names: Sequence[str]) -> dict[str, PromptFile]:
 def make_sides(
     files: dict[str, PromptFile], base: Base, *, text_prompt: str | None, allow_other: bool
 ) -> tuple[list[Side], list[str]]:
-    """Return the sides (the base alone, a text in front, and every prompt file) and notes to print.
+    """Return the sides (the base alone, a written text, and every prompt file) and notes to print.
+
+    The base alone, and with a text, is written as its users write it: under the template of the first prompt file, with
+    the bos and the system turn that it has without a prompt.
 
     Args:
-        text_prompt: the text; None takes the init text of the first file, if it names one, and "" leaves the text out.
+        text_prompt: the text; None takes the init text of the first file if the user wrote it, and "" leaves it out.
 
     Raises:
         UserError: a prompt does not fit the base, or was trained on another one and `allow_other` is false.
     """
     remarks = [check_same_base(file, base, prompt_file=name, allow_other=allow_other) for name, file in files.items()]
     notes = [f"note: {name}: {remark}" for name, remark in zip(files, remarks, strict=True) if remark]
-    sides = [Side(NO_PROMPT, None)]
+    prompts = [
+        Side(
+            name,
+            encoder_of(file.facts, base, prompt_file=name),
+            SoftPromptEmbedding.from_tensor(file.weight),
+            file.metadata["sha256"],
+        )
+        for name, file in files.items()
+    ]
+    alone = prompts[0].encoder.baseline
+    sides = [Side(NO_PROMPT, alone)]
     first, file = next(iter(files.items()))
-    text, whose = text_prompt, "as given"
-    if text is None:
-        text, whose = file.facts.init_text, f"the init text of {first}"
+    own = file.facts.init_text if file.facts.init_text != DEFAULT_INIT_TEXT else ""
+    text, whose = (own, f"the init text of {first}") if text_prompt is None else (text_prompt, "as given")
     if text:
-        written = SoftPromptEmbedding.from_text(text, base.tokenizer, base.model.get_input_embeddings())
-        sides.append(Side(TEXT_PROMPT, written))
-        notes.append(f"{TEXT_PROMPT}: {text!r}, {whose}, as {written.num_virtual_tokens} tokens")
+        side, how = _text_side(text, alone, base)
+        sides.append(side)
+        notes.append(f"{TEXT_PROMPT}: {text!r}, {whose}, {how}")
     elif text_prompt is None:
-        notes.append(f"no {TEXT_PROMPT}: {first} names no init text; `text_prompt` gives one")
-    for name, file in files.items():
-        sides.append(Side(name, SoftPromptEmbedding.from_tensor(file.weight), file.metadata["sha256"]))
-    return sides, notes
+        why = "started from softprompt's own init text" if file.facts.init_text else "names no init text"
+        notes.append(f"no {TEXT_PROMPT}: {first} {why}; `text_prompt` gives one")
+    return [*sides, *prompts], notes
+
+
+def _text_side(text: str, alone: Encoder, base: Base) -> tuple[Side, str]:
+    """The side of a written text: the system text of a chat template, or else in front; and how it is used."""
+    if alone.template.is_chat:
+        written = dataclasses.replace(alone.template, system=text)
+        encoder = Encoder(base.tokenizer, written, bos_id=alone.bos_id, end_ids=base.end_ids)
+        try:
+            shown = encoder.question_text(Row.asked("a"))
+        except UserError:  # this template has no place for a system text
+            shown = ""
+        if text.strip() in shown:
+            return Side(TEXT_PROMPT, encoder), "as the system text"
+    prompt = SoftPromptEmbedding.from_text(text, base.tokenizer, base.model.get_input_embeddings())
+    return Side(TEXT_PROMPT, alone, prompt), f"as {prompt.num_virtual_tokens} tokens"
 
 
 def notes_on_seen_rows(files: dict[str, PromptFile], rows: Sequence[EncodedRow]) -> list[str]:
@@ -136,34 +206,56 @@ def notes_on_seen_rows(files: dict[str, PromptFile], rows: Sequence[EncodedRow])
     return notes
 
 
-def encode_eval_set(rows: Sequence[Row], base: Base, config: EvaluateConfig, *, name: str) -> EvalSet:
-    """Encode the rows, cut as in training; candidates of the choices are never cut.
+def encode_eval_set(rows: Sequence[Row], sides: Sequence[Side], config: EvaluateConfig, *, name: str) -> EvalSet:
+    """Encode the rows for every side, cut as in training; candidates of the choices are never cut.
 
     Raises:
-        UserError: no row has a response, or a row's response is none of the choices.
+        UserError: no row has a response, a row's response is none of the choices, or two prompt files learnt other
+            tokens of the same rows.
     """
-    encoded, skipped = encode_rows(rows, base.tokenizer, max_length=config.max_length)
+    encoded, skipped = encode_rows(rows, sides[-1].encoder, max_length=config.max_length)
     if not encoded:
         raise UserError(f"`data` {name}: no row has a response within `max_length` {config.max_length}")
     without = set(skipped)
     rows = [row for row in rows if row.number not in without]
-    actual, candidates = [], []
-    if config.choices:
-        actual = actual_choices(rows, config.choices, name=name)
-        candidates = encode_choices(rows, config.choices, base.tokenizer)
-    questions = [encode_question(row, base.tokenizer) for row in rows[: config.eval_generate]]
-    return EvalSet(name, rows, encoded, skipped, questions, candidates, actual)
+    actual = actual_choices(rows, config.choices, name=name) if config.choices else []
+    known: dict[int, EncodedSet] = {}
+    for side in reversed(sides):
+        if id(side.encoder) not in known:
+            scored = encoded if side is sides[-1] else _cut_alike(rows, encoded, side)
+            candidates = encode_choices(rows, config.choices, side.encoder) if config.choices else []
+            questions = side.encoder.questions(rows[: config.eval_generate]) if config.eval_generate else []
+            known[id(side.encoder)] = EncodedSet(scored, questions, candidates)
+    return EvalSet(name, rows, skipped, actual, [known[id(side.encoder)] for side in sides])
+
+
+def _cut_alike(rows: Sequence[Row], scored: Sequence[EncodedRow], side: Side) -> list[EncodedRow]:
+    """Encode rows for a side so that the same tokens of every row are scored as in `scored`.
+
+    Raises:
+        UserError: this side has other tokens to score, so that its loss could not be compared.
+    """
+    found = side.encoder.encode(rows, max_length=sys.maxsize)
+    cut = [each.until(row.num_supervised) for each, row in zip(found, scored, strict=True)]
+    for row, one, other in zip(rows, cut, scored, strict=True):
+        if one.supervised_ids != other.supervised_ids:
+            raise UserError(
+                f"`prompt_file` {side.name}: row {row.number} is answered in other tokens under its template"
+                f" ({side.encoder.template.name}), so it cannot be compared; evaluate it alone"
+            )
+    return cut
 
 
 def check_fit(eval_set: EvalSet, sides: Sequence[Side], base: Base, *, max_new_tokens: int) -> None:
     """Raise `UserError` if the base has no embedding for an id, or no room in its context for a row or an answer."""
-    rows = [*eval_set.encoded, *chain(*eval_set.candidates)]
-    require_known_ids(base, (id for row in rows for id in row.input_ids))
-    most = max(side.num_virtual_tokens for side in sides)
-    require_room(base.model, most, max(len(row.input_ids) for row in rows), option="max_length")
-    if eval_set.questions:
-        longest = max(len(ids) for ids in eval_set.questions)
-        require_room(base.model, most, longest + max_new_tokens, option="max_new_tokens")
+    pairs = zip(sides, eval_set.sets, strict=True)
+    for side, found in sorted(pairs, key=lambda pair: -pair[0].num_front):  # the side with the least room is named
+        rows = [*found.rows, *chain(*found.candidates)]
+        require_known_ids(base, (id for row in rows for id in row.input_ids))
+        require_room(base.model, side.num_front, max(len(row.input_ids) for row in rows), option="max_length")
+        if found.questions:
+            longest = max(len(ids) for ids in found.questions)
+            require_room(base.model, side.num_front, longest + max_new_tokens, option="max_new_tokens")
 
 
 def work_of(sides: Sequence[Side], eval_set: EvalSet) -> int:
@@ -188,7 +280,8 @@ def run_sides(
         UserError: memory runs out.
     """
     try:
-        return [_run_side(side, eval_set, base, config, advance=advance) for side in sides]
+        pairs = zip(sides, eval_set.sets, strict=True)
+        return [_run_side(side, found, base, config, advance=advance) for side, found in pairs]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -197,27 +290,27 @@ def run_sides(
 
 
 def _run_side(
-    side: Side, eval_set: EvalSet, base: Base, config: EvaluateConfig, *, advance: Callable[[int], object]
+    side: Side, found: EncodedSet, base: Base, config: EvaluateConfig, *, advance: Callable[[int], object]
 ) -> Outcome:
     """Score, answer and classify the rows with one side."""
-    model = base.model if side.prompt is None else SoftPromptModel(base.model, side.prompt)
+    model = side.model(base.model)
 
     def in_parts(function: Callable, rows: Sequence) -> list:
         """Apply `function` to all rows, part by part, so that the progress bar moves."""
-        found = []
+        results = []
         for start in range(0, len(rows), PROGRESS_BAR_ROWS):
             part = rows[start : start + PROGRESS_BAR_ROWS]
-            found += function(model, part, pad_token_id=base.pad_token_id)
+            results += function(model, part, pad_token_id=base.pad_token_id)
             advance(len(part))
-        return found
+        return results
 
     answers = greedy_answers(
         model,
-        base.tokenizer,
-        eval_set.questions,
+        side.encoder,
+        found.questions,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.per_device_eval_batch_size,
         advance=advance,
     )
-    scores = in_parts(row_scores, eval_set.encoded)
-    return Outcome(side, scores, answers, in_parts(choice_log_probabilities, eval_set.candidates))
+    scores = in_parts(row_scores, found.rows)
+    return Outcome(side, scores, answers, in_parts(choice_log_probabilities, found.candidates))

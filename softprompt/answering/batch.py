@@ -5,17 +5,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from softprompt.config.commands import DEFAULT_MAX_LENGTH, Sampling
+from softprompt.config.commands import DEFAULT_MAX_LENGTH, DEFAULT_NEW_TOKENS, Sampling
 from softprompt.data.row import Row
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
 from softprompt.prompt.fit import context_limit
-from softprompt.tokens.encoding import EncodedRow, decode_text, encode_text
-from softprompt.tokens.template import TUTORIAL, Template
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow, Encoder, decode_text
 
 # neutral values for settings that a base's generation_config.json may bring and that no option here controls
 NEUTRAL = {"num_beams": 1, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "min_p": 0.0}
@@ -24,7 +23,7 @@ ANSWERED_TOGETHER = 8  # questions in one batch, where nobody says
 
 def generate_batch(
     model: SoftPromptModel | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     sampling: Sampling,
     *,
     questions: Sequence[list[int]],
@@ -36,13 +35,14 @@ def generate_batch(
         model: a base with a prompt, or a base alone.
 
     Returns:
-        For every question the ids of its `num_return_sequences` answers. Each ends with the eos id or at the question's
-        own budget of new tokens, even if other answers of the batch are longer.
+        For every question the ids of its `num_return_sequences` answers. Each ends with one of the encoder's `end_ids`
+        or at the question's own budget of new tokens, even if other answers of the batch are longer.
 
     Raises:
         UserError: a question leaves no room for an answer.
     """
-    budgets = [new_token_budget(sampling, len(ids)) for ids in questions]
+    tokenizer, end_ids = encoder.tokenizer, encoder.end_ids
+    budgets = [new_token_budget(sampling, len(ids), encoder) for ids in questions]
     longest = max(len(ids) for ids in questions)
     gaps = [longest - len(ids) for ids in questions]
     # Rows are padded with their own first id. The repetition penalty counts pads as text, and so any other id as used.
@@ -55,7 +55,7 @@ def generate_batch(
         max_new_tokens=max(budgets),
         num_return_sequences=sampling.num_return_sequences,
         repetition_penalty=sampling.repetition_penalty,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end_ids,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         streamer=streamer,
         **NEUTRAL,
@@ -63,22 +63,20 @@ def generate_batch(
     )
     answers = output[:, longest:].reshape(len(questions), sampling.num_return_sequences, -1).tolist()
     return [
-        [_until_eos(answer[:budget], tokenizer.eos_token_id) for answer in several]
+        [_until_end(answer[:budget], end_ids) for answer in several]
         for several, budget in zip(answers, budgets, strict=True)
     ]
 
 
 def generate_answers(
     model: SoftPromptModel | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     sampling: Sampling,
+    row: Row,
     *,
-    instruction: str,
-    input: str = "",
-    template: Template = TUTORIAL,
     streamer: BaseStreamer | None = None,
 ) -> list[str]:
-    """Answer one question, given as text, `num_return_sequences` times.
+    """Answer the question of one row `num_return_sequences` times.
 
     Args:
         model: a base with a prompt, or a base alone.
@@ -89,9 +87,8 @@ def generate_answers(
     Raises:
         UserError: the question leaves no room for an answer.
     """
-    ids = encode_text(template.question(Row.asked(instruction, input)), tokenizer)
-    (answers,) = generate_batch(model, tokenizer, sampling, questions=[ids], streamer=streamer)
-    return [text_of(answer, tokenizer) for answer in answers]
+    (answers,) = generate_batch(model, encoder, sampling, questions=encoder.questions([row]), streamer=streamer)
+    return [text_of(answer, encoder) for answer in answers]
 
 
 def draw_seed() -> int:
@@ -99,14 +96,20 @@ def draw_seed() -> int:
     return secrets.randbelow(2**31)
 
 
-def new_token_budget(sampling: Sampling, question_tokens: int) -> int:
+def limit_of(sampling: Sampling, encoder: Encoder) -> str:
+    """The name of the option that limits an answer: `max_new_tokens`, or `max_length` as the tutorial has it."""
+    other_template = sampling.max_length is None and encoder.template.name != "tutorial"
+    return "max_new_tokens" if sampling.max_new_tokens is not None or other_template else "max_length"
+
+
+def new_token_budget(sampling: Sampling, question_tokens: int, encoder: Encoder) -> int:
     """Return how many tokens an answer may have.
 
     Raises:
         UserError: the question alone uses up `max_length`, which counts question and answer.
     """
-    if sampling.max_new_tokens is not None:
-        return sampling.max_new_tokens
+    if limit_of(sampling, encoder) == "max_new_tokens":
+        return DEFAULT_NEW_TOKENS if sampling.max_new_tokens is None else sampling.max_new_tokens
     limit = DEFAULT_MAX_LENGTH if sampling.max_length is None else sampling.max_length
     if question_tokens >= limit:
         raise UserError(
@@ -118,7 +121,7 @@ def new_token_budget(sampling: Sampling, question_tokens: int) -> int:
 
 def greedy_answers(
     model: SoftPromptModel | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     questions: Sequence[list[int]],
     *,
     max_new_tokens: int,
@@ -129,45 +132,59 @@ def greedy_answers(
 
     Args:
         model: a base with a prompt, or a base alone.
-        questions: ids of each question, as `encoding.encode_question` gives them.
+        questions: ids of each question, as `Encoder.questions` gives them.
         advance: called after every batch with its number of questions.
     """
     sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
     texts: dict[int, str] = {}
     for places in plan_batches([len(ids) for ids in questions], batch_size):
-        batch = generate_batch(model, tokenizer, sampling, questions=[questions[place] for place in places])
-        texts |= {place: text_of(answer, tokenizer) for place, (answer,) in zip(places, batch, strict=True)}
+        batch = generate_batch(model, encoder, sampling, questions=[questions[place] for place in places])
+        texts |= {place: text_of(answer, encoder) for place, (answer,) in zip(places, batch, strict=True)}
         if advance is not None:
             advance(len(places))
     return [texts[place] for place in range(len(questions))]
 
 
 def answers_beside_references(
-    model: SoftPromptModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[EncodedRow], *, batch_size: int
+    model: SoftPromptModel, encoder: Encoder, rows: Sequence[EncodedRow], *, batch_size: int
 ) -> list[dict[str, str]]:
-    """Return the texts of question, greedy answer and reference of every encoded row.
+    """Return the texts of question, greedy answer and reference of every encoded row that has a question.
 
-    An answer may be twice as long as the longest reference, if the base's context has room for that.
+    Of a conversation the last answer is the reference. An answer may be twice as long as the longest reference, if the
+    base's context has room for that.
     """
-    questions = [row.input_ids[: len(row.input_ids) - row.num_supervised] for row in rows]
-    longest = 2 * max(row.num_supervised for row in rows)
+    pairs = [pair for row in rows if (pair := _question_and_reference(row))[0]]
+    if not pairs:
+        return []
+    questions = [question for question, _ in pairs]
+    longest = 2 * max(len(reference) for _, reference in pairs)
     if (limit := context_limit(model.base_model)) is not None:
         room = limit - model.soft_prompt.num_virtual_tokens - max(map(len, questions))
         longest = min(longest, room)  # at least 1, since a row with its response fits
-    answers = greedy_answers(model, tokenizer, questions, max_new_tokens=longest, batch_size=batch_size)
+    answers = greedy_answers(model, encoder, questions, max_new_tokens=longest, batch_size=batch_size)
     return [
         {
-            "question": decode_text(question, tokenizer),
+            "question": decode_text(question, encoder.tokenizer),
             "answer": answer,
-            "reference": text_of(row.input_ids[len(question) :], tokenizer),
+            "reference": text_of(reference, encoder),
         }
-        for question, answer, row in zip(questions, answers, rows, strict=True)
+        for (question, reference), answer in zip(pairs, answers, strict=True)
     ]
 
 
-def text_of(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text of an answer, without special tokens."""
-    return decode_text(ids, tokenizer, skip_special_tokens=True)
+def _question_and_reference(row: EncodedRow) -> tuple[list[int], list[int]]:
+    """Cut a row in front of its last answer, and behind it."""
+    learnt = [place for place, label in enumerate(row.labels) if label != IGNORE_INDEX]
+    start = stop = learnt[-1] + 1
+    while start > 0 and row.labels[start - 1] != IGNORE_INDEX:
+        start -= 1
+    return row.input_ids[:start], row.input_ids[start:stop]
+
+
+def text_of(ids: list[int], encoder: Encoder) -> str:
+    """Return the text of an answer, without the id that ends it and without special tokens."""
+    ids = ids[:-1] if ids and ids[-1] in encoder.end_ids else ids
+    return decode_text(ids, encoder.tokenizer, skip_special_tokens=True)
 
 
 def _draws(sampling: Sampling) -> dict[str, object]:
@@ -182,6 +199,6 @@ def _draws(sampling: Sampling) -> dict[str, object]:
     }
 
 
-def _until_eos(ids: list[int], eos_token_id: int) -> list[int]:
-    """Return an answer up to its eos, without the pads behind it."""
-    return ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids
+def _until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
+    """Return an answer up to the id that ends it, without the pads behind it."""
+    return next((ids[: place + 1] for place, id in enumerate(ids) if id in end_ids), ids)

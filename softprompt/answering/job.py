@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from softprompt.answering.batch import draw_seed, generate_batch, new_token_budget, text_of
+from softprompt.answering.batch import draw_seed, generate_batch, limit_of, new_token_budget, text_of
 from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
@@ -21,11 +21,11 @@ from softprompt.data.row import Row
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, UserError
+from softprompt.prompt.encoder import encoder_of
 from softprompt.prompt.file import PromptFile
 from softprompt.prompt.fit import context_limit, require_room
 from softprompt.system.process import is_out_of_memory
-from softprompt.tokens.encoding import encode_question
-from softprompt.tokens.template import template_named
+from softprompt.tokens.encoding import Encoder
 
 # options that must be the same in a resumed run; how many rows share a batch may change
 RECIPE = (
@@ -88,23 +88,23 @@ def answer_rows(
         Interrupted: SIGINT or SIGTERM arrived; all finished batches are saved.
     """
     report = report or JobReport()
-    template = template_named(prompt.facts.template, prompt_file=config.prompt_file)
-    questions = [Question(row, encode_question(row, base.tokenizer, template)) for row in rows]
+    encoder = encoder_of(prompt.facts, base, prompt_file=config.prompt_file)
+    questions = [Question(*pair) for pair in zip(rows, encoder.questions(rows), strict=True)]
     require_known_ids(base, (id for question in questions for id in question.ids))
-    num_virtual_tokens = model.soft_prompt.num_virtual_tokens
-    _check_room(questions, base, config, num_virtual_tokens, name)
+    front = model.num_front
+    _check_room(questions, base, config, encoder, front, name)
     file = _open(config, _recipe(questions, base, config, prompt.metadata["sha256"]), len(questions), report)
     waiting = [question for question in questions if question.row.number not in file.answers]
     batches = plan_batches(
         [len(question.ids) for question in waiting],
         config.per_device_eval_batch_size,
-        largest_gap=_largest_gap(base, config, num_virtual_tokens),
+        largest_gap=_largest_gap(base, config, front),
     )
     report.say(f"{name}: {len(rows):,} rows, {len(waiting):,} to answer in {len(batches):,} batches")
     start = time.perf_counter()
     try:
         tokens = _answer_batches(
-            model, base, config, file, [[waiting[place] for place in places] for places in batches], report
+            model, encoder, config, file, [[waiting[place] for place in places] for places in batches], report
         )
         file.finish([_record(row, file.answers[row.number], config) for row in rows])
     except Interrupted as stop:
@@ -123,7 +123,7 @@ def answer_rows(
 
 def _answer_batches(
     model: SoftPromptModel,
-    base: Base,
+    encoder: Encoder,
     config: GenerateConfig,
     file: AnswerFile,
     batches: list[list[Question]],
@@ -137,8 +137,8 @@ def _answer_batches(
             numbers = [question.row.number for question in batch]
             torch.manual_seed(_batch_seed(file.header["seed"], numbers[0]))
             ids = [question.ids for question in batch]
-            answers = generate_batch(model, base.tokenizer, config, questions=ids)
-            file.append(numbers, [[text_of(answer, base.tokenizer) for answer in several] for several in answers])
+            answers = generate_batch(model, encoder, config, questions=ids)
+            file.append(numbers, [[text_of(answer, encoder) for answer in several] for several in answers])
             tokens += sum(len(answer) for several in answers for answer in several)
             report.answered(len(batch))
     finally:
@@ -147,19 +147,19 @@ def _answer_batches(
 
 
 def _check_room(
-    questions: Sequence[Question], base: Base, config: GenerateConfig, num_virtual_tokens: int, name: str
+    questions: Sequence[Question], base: Base, config: GenerateConfig, encoder: Encoder, front: int, name: str
 ) -> None:
     """Raise a `UserError` that names the first row whose question leaves no room for its answer."""
-    limit = "max_length" if config.max_new_tokens is None else "max_new_tokens"
+    limit = limit_of(config, encoder)
     for question in questions:
         try:
-            text_tokens = len(question.ids) + new_token_budget(config, len(question.ids))
-            require_room(base.model, num_virtual_tokens, text_tokens, option=limit)
+            text_tokens = len(question.ids) + new_token_budget(config, len(question.ids), encoder)
+            require_room(base.model, front, text_tokens, option=limit)
         except UserError as error:
             raise UserError(f"{name}, row {question.row.number}: {error}") from None
 
 
-def _largest_gap(base: Base, config: GenerateConfig, num_virtual_tokens: int) -> int | None:
+def _largest_gap(base: Base, config: GenerateConfig, front: int) -> int | None:
     """Return how many tokens shorter than the longest row of a batch another may be; None for any number.
 
     With `max_length`, a shorter row may have more new tokens. The longest row of the batch is continued for as many
@@ -168,7 +168,7 @@ def _largest_gap(base: Base, config: GenerateConfig, num_virtual_tokens: int) ->
     limit = context_limit(base.model)
     if limit is None or config.max_new_tokens is not None:
         return None
-    return limit - num_virtual_tokens - (config.max_length or DEFAULT_MAX_LENGTH)
+    return limit - front - (config.max_length or DEFAULT_MAX_LENGTH)
 
 
 def _recipe(questions: Sequence[Question], base: Base, config: GenerateConfig, prompt_sha256: str) -> dict[str, object]:

@@ -63,6 +63,12 @@ class Base:
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
+    @property
+    def end_ids(self) -> list[int]:
+        """The ids with which the base's own generation config ends an answer; the tokenizer's eos may be another."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        return [ends] if isinstance(ends, int) else list(ends or [])
+
     @functools.cached_property
     def metadata(self) -> dict[str, str]:
         """What a prompt file says about its base."""

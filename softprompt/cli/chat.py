@@ -17,9 +17,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt chat") -> No
 
     from softprompt.answering.batch import draw_seed
     from softprompt.data.row import Row
-    from softprompt.tokens.template import template_named
+    from softprompt.prompt.encoder import encoder_of
 
-    template = template_named(file.facts.template, prompt_file=config.prompt_file)
+    encoder = encoder_of(file.facts, base, prompt_file=config.prompt_file)
     seed = draw_seed() if config.seed is None else config.seed
     if config.samples:
         print(f"seed: {seed}", file=sys.stderr)
@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt chat") -> No
         try:
             if not is_unicode(line):
                 raise UserError("the line is not UTF-8 text")
-            check_question(model, base, config, template.question(Row.asked(line)))
+            check_question(model, base, config, encoder, Row.asked(line))
             # every line has a seed of its own, so a question that is asked again gets a new answer
-            print_answers(model, base.tokenizer, config, template, seed=(seed + number) % 2**63, instruction=line)
+            print_answers(model, encoder, config, Row.asked(line), seed=(seed + number) % 2**63)
         except UserError as error:  # a line that is refused does not end the chat
             print(flags_in(f"softprompt chat: {error}"), file=sys.stderr, flush=True)
 

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     )
     require_rows_of_run(chosen, files[first], base, prompt_file=first)
     sides, notes = make_sides(files, base, text_prompt=config.text_prompt, allow_other=config.allow_other_base)
-    eval_set = encode_eval_set(chosen.rows[: config.max_rows], base, config, name=chosen.name)
+    eval_set = encode_eval_set(chosen.rows[: config.max_rows], sides, config, name=chosen.name)
     check_fit(eval_set, sides, base, max_new_tokens=config.max_new_tokens)
     notes += notes_on_seen_rows(files, eval_set.encoded)
     split = EncodedSplit(eval_set.encoded, eval_set.skipped, cut=cut_of(eval_set.encoded))
@@ -81,13 +81,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rows to score, their name in messages and notes on them; `splits` and `max_length` are those of their run."""
+    """The rows to score, their name in messages and notes on them; what follows is as their run had it."""
 
     rows: "list[Row]"
     name: str
     notes: list[str] = field(default_factory=list)
     splits: "Splits | None" = None
     max_length: int = 0
+    last_turn_only: bool = False
 
 
 def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
@@ -125,7 +126,7 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
         what = "held-out" if config.held_out else "test or held-out"
         raise UserError(f"`data`: name the rows to score; {first} has no {what} rows of its own")
     name = f"{run.options['data']} ({'held out' if held_out else 'test'}, as {folder} has it)"
-    return Chosen(rows, name, splits.notes, splits, run.options["max_length"])
+    return Chosen(rows, name, splits.notes, splits, run.options["max_length"], run.options["last_turn_only"])
 
 
 def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, prompt_file: str) -> None:
@@ -137,13 +138,16 @@ def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, pro
         UserError: the rows are not those of the run.
     """
     from softprompt.base.fingerprint import tokenizer_sha256
+    from softprompt.prompt.encoder import encoder_of
     from softprompt.tokens.encoded_splits import encode_splits
     from softprompt.tokens.row_hashes import rows_sha256
     from softprompt.training.recipe import Recipe
 
     if chosen.splits is None or file.facts.tokenizer_sha256 != tokenizer_sha256(base.tokenizer):
         return
-    rows = encode_splits(chosen.splits, base.tokenizer, max_length=chosen.max_length)
+    encoder = encoder_of(file.facts, base, prompt_file=prompt_file)
+    encoder.last_turn_only = chosen.last_turn_only
+    rows = encode_splits(chosen.splits, encoder, max_length=chosen.max_length)
     splits = {"train_rows": rows.train_rows, "eval_rows": rows.eval_rows, "test_rows": rows.test_rows}
     now = Recipe({}, {name: rows_sha256(each) for name, each in splits.items()})
     if now.data_sha256 != file.facts.data_sha256:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from softprompt.base.loading import Base
+    from softprompt.data.row import Row
     from softprompt.engine.model import SoftPromptModel
     from softprompt.prompt.file import PromptFile
-    from softprompt.tokens.template import Template
+    from softprompt.tokens.encoding import Encoder
 
 # the tutorial's question in Chinese and English, for bases trained on general text
 TUTORIAL_QUESTIONS = ("考试有哪些技巧？", "What are the tips for the exam?")
@@ -40,21 +41,21 @@ def answer_one(config: GenerateConfig) -> None:
 
     from softprompt.answering.batch import draw_seed
     from softprompt.data.row import Row
-    from softprompt.tokens.template import template_named
+    from softprompt.prompt.encoder import encoder_of
 
-    template = template_named(file.facts.template, prompt_file=config.prompt_file)
+    encoder = encoder_of(file.facts, base, prompt_file=config.prompt_file)
     if instruction is None:
         instruction = sample_question(base.name, base.tokenizer)
     question = Row.asked(instruction, config.input)
-    check_question(model, base, config, template.question(question))
+    check_question(model, base, config, encoder, question)
     seed = draw_seed() if config.seed is None else config.seed
     if config.samples:
         print(f"seed: {seed}", file=sys.stderr)
-    print(template.question(question), file=sys.stderr, flush=True)
-    for title, side in sides_of(model, config.compare):
-        if title:
-            print(f"--- {title}", flush=True)
-        print_answers(side, base.tokenizer, config, template, seed=seed, instruction=instruction, input=config.input)
+    print(encoder.question_text(question), file=sys.stderr, flush=True)
+    print_answers(model, encoder, config, question, seed=seed, title="with the prompt" if config.compare else "")
+    if config.compare:
+        baseline = encoder.baseline
+        print_answers(model.base_model, baseline, config, question, seed=seed, title="without the prompt")
 
 
 def answer_many(config: GenerateConfig) -> None:
@@ -95,47 +96,41 @@ def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, Prom
     return SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(file.weight)), base, file
 
 
-def check_question(model: "SoftPromptModel", base: "Base", config: ChatConfig, question: str) -> None:
+def check_question(
+    model: "SoftPromptModel", base: "Base", config: ChatConfig, encoder: "Encoder", question: "Row"
+) -> None:
     """Raise `UserError` if the base has no embedding for an id, or if the question leaves no room for an answer."""
-    from softprompt.answering.batch import new_token_budget
+    from softprompt.answering.batch import limit_of, new_token_budget
     from softprompt.base.loading import require_known_ids
     from softprompt.prompt.fit import require_room
-    from softprompt.tokens.encoding import encode_text
 
-    ids = encode_text(question, base.tokenizer)
+    (ids,) = encoder.questions([question])
     require_known_ids(base, ids)
-    limit = "max_new_tokens" if config.max_new_tokens else "max_length"
-    text_tokens = len(ids) + new_token_budget(config, len(ids))
-    require_room(base.model, model.soft_prompt.num_virtual_tokens, text_tokens, option=limit)
-
-
-def sides_of(model: "SoftPromptModel", compare: bool) -> list:
-    """Return the models that answer, each with its title: the one with the prompt, and to compare also the base."""
-    return [("with the prompt", model), ("without the prompt", model.base_model)] if compare else [("", model)]
+    text_tokens = len(ids) + new_token_budget(config, len(ids), encoder)
+    require_room(base.model, model.num_front, text_tokens, option=limit_of(config, encoder))
 
 
 def print_answers(
     side: "SoftPromptModel | PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    encoder: "Encoder",
     config: ChatConfig,
-    template: "Template",
+    question: "Row",
     *,
     seed: int,
-    instruction: str,
-    input: str = "",
+    title: str = "",
 ) -> None:
-    """Print the answers to stdout; at a terminal, a single answer is printed token by token."""
+    """Print the answers to stdout, below a title if there is one; at a terminal, one answer comes token by token."""
     import torch
     from transformers.generation.streamers import TextStreamer
 
     from softprompt.answering.batch import generate_answers
 
+    if title:
+        print(f"--- {title}", flush=True)
     stream = sys.stdout.isatty() and config.num_return_sequences == 1
     torch.manual_seed(seed)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-    answers = generate_answers(
-        side, tokenizer, config, instruction=instruction, input=input, template=template, streamer=streamer
-    )
+    streamer = TextStreamer(encoder.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    answers = generate_answers(side, encoder, config, question, streamer=streamer)
     if not stream:
         print("\n\n".join(answers), flush=True)
 

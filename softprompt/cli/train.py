@@ -55,9 +55,9 @@ def _answer_some(trainer: "Trainer", rows: "EncodedSplits") -> None:
     from softprompt.system.files import write_atomic
     from softprompt.training.checkpoint import ANSWERS_NAME
 
-    config, tokenizer = trainer.config, trainer.base.tokenizer
+    config = trainer.config
     shown = (rows.test_rows or rows.eval_rows)[: config.eval_generate]
-    answers = answers_beside_references(trainer.model, tokenizer, shown, batch_size=ANSWERED_TOGETHER)
+    answers = answers_beside_references(trainer.model, rows.encoder, shown, batch_size=ANSWERED_TOGETHER)
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     write_atomic(config.run_folder / ANSWERS_NAME, lines.encode())
     print(describe_answers(answers, "test" if rows.test_rows else "held-out", config))

@@ -14,6 +14,7 @@ DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
 OPTIMS = ("soap", "adamw")
 INITS = ("text", "answers", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PLACEMENTS = ("front", "system")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DEFAULT_MAX_LENGTH = 128  # tokens of one question and its answer together, as in the tutorial
 # Tokens of an answer to a row of a file. They do not count the question, or one long question would refuse the file.
@@ -91,6 +92,28 @@ class RowOptions(Group):
         both = share is not None and self.eval_data is not None
         require(not both, self, "eval_fraction", "give it or `eval_data`, not both")
         require(0 <= self.seed < 2**63, self, "seed", "must be from 0 to 2^63 - 1")
+
+
+@dataclass(kw_only=True)
+class TemplateOptions(Group):
+    """How the turns of a row become text, and where in it the prompt stands."""
+
+    heading: ClassVar[str] = "how rows are written"
+
+    template: str = option(
+        "auto",
+        "auto (chat if the base has a chat template, else tutorial), tutorial, chat, plain, or a Jinja file",
+        decides=False,
+    )
+    system: str = option("", "system text of rows that have none of their own")
+    last_turn_only: bool = option(False, "learn the last answer of a conversation alone, not every assistant turn")
+    placement: str = option(
+        "front", "prompt in front of everything, or inside the system turn of a chat template", choices=PLACEMENTS
+    )
+
+    def check(self) -> None:
+        require(is_unicode(self.system), self, "system", "is not UTF-8 text")
+        require(bool(self.template.strip()), self, "template", "is empty; give a name or a file")
 
 
 @dataclass(kw_only=True)
@@ -197,7 +220,7 @@ class OutputOptions(Group):
 
 
 @dataclass(kw_only=True)
-class TrainConfig(BaseOptions, RowOptions, StartOptions, StepOptions, SelectionOptions, OutputOptions):
+class TrainConfig(BaseOptions, RowOptions, TemplateOptions, StartOptions, StepOptions, SelectionOptions, OutputOptions):
     """The options of `train`, named as in `transformers.TrainingArguments` where they mean the same."""
 
     heading: ClassVar[str] = "output"
@@ -216,7 +239,7 @@ class TrainConfig(BaseOptions, RowOptions, StartOptions, StepOptions, SelectionO
 
 
 @dataclass(kw_only=True)
-class SweepConfig(BaseOptions, RowOptions, OutputOptions):
+class SweepConfig(BaseOptions, RowOptions, TemplateOptions, OutputOptions):
     """The options of `sweep`; all others of its runs have the defaults of `train`."""
 
     heading: ClassVar[str] = "search"
@@ -256,10 +279,14 @@ class Sampling(Group):
     heading: ClassVar[str] = "answers"
 
     max_length: int | None = option(
-        None, "most text tokens, question and answer together (default: 128, where --max-new-tokens is not given)"
+        None,
+        "most text tokens, question and answer together (default: 128 under the tutorial's template, where"
+        " --max-new-tokens is not given)",
     )
     max_new_tokens: int | None = option(
-        None, "most tokens of the answer, instead of --max-length (default: 128 with --instructions, else no limit)"
+        None,
+        "most tokens of the answer, instead of --max-length (default: 128 with --instructions and under any template"
+        " but the tutorial's, else no limit)",
     )
     do_sample: bool = option(True, "sample; otherwise take the most probable token every time")
     top_k: int = option(50, "sample from this many most probable tokens; 0: from all")

@@ -30,6 +30,11 @@ class Splits:
     test_rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list, compare=False)
 
+    @property
+    def all_rows(self) -> list[Row]:
+        """The rows of all three splits."""
+        return self.train_rows + self.eval_rows + self.test_rows
+
 
 class NamedRows(NamedTuple):
     """Rows of one split, what to call them in messages, and what is worth telling about them."""

@@ -49,6 +49,11 @@ class SoftPromptModel(nn.Module):
         self.train()
 
     @property
+    def num_front(self) -> int:
+        """How many places stand in front of the text."""
+        return self.soft_prompt.num_virtual_tokens
+
+    @property
     def device(self) -> torch.device:
         """The device of the base."""
         return self.base_model.device

@@ -1,15 +1,13 @@
 """The splits of a run as token ids: which rows are left out, and how many lose their end to `max_length`."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedTokenizerBase
-
 from softprompt.data.row import Row
 from softprompt.data.splits import Splits
-from softprompt.tokens.encoding import EncodedRow, encode_every_row, is_usable, without_copies
-from softprompt.tokens.template import TUTORIAL, Template
+from softprompt.tokens.encoding import EncodedRow, Encoder, is_usable, without_copies
 
 KEPT_WHOLE = 0.99  # the share of rows for which a length is proposed
 
@@ -32,18 +30,32 @@ class EncodedSplit:
             `max_length` cuts all of it off.
         copies: how many rows were left out because another split already has the same input_ids.
         cut: how the cut met the rows, those in `skipped` too if it left them no response.
+        without_prompt: the same rows for the base alone, where they differ: a prompt in the system turn takes the place
+            of the template's own.
     """
 
     rows: list[EncodedRow] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     copies: int = 0
     cut: Cut = Cut()
+    without_prompt: list[EncodedRow] = field(default_factory=list)
+
+    @property
+    def for_base(self) -> list[EncodedRow]:
+        """The rows as the base alone is to be scored on them."""
+        return self.without_prompt or self.rows
 
 
 @dataclass(frozen=True)
 class EncodedSplits:
-    """Rows to train on, to choose by and to report on; no row is in two of these splits."""
+    """Rows to train on, to choose by and to report on; no row is in two of these splits.
 
+    Attributes:
+        encoder: what encoded them.
+        notes: what is worth telling about the rows, a line each.
+    """
+
+    encoder: Encoder
     train: EncodedSplit
     held_out: EncodedSplit = EncodedSplit()
     test: EncodedSplit = EncodedSplit()
@@ -75,25 +87,40 @@ class EncodedSplits:
         return max(len(row.input_ids) for row in self.all_rows)
 
 
-def encode_splits(
-    splits: Splits, tokenizer: PreTrainedTokenizerBase, *, max_length: int, template: Template = TUTORIAL
-) -> EncodedSplits:
+def encode_splits(splits: Splits, encoder: Encoder, *, max_length: int) -> EncodedSplits:
     """Encode all rows, and leave out copies, so that no row both trains a prompt and judges it.
 
     A held-out row is left out if it is also a training row, and a test row if it is also one of either.
     """
+    train = _encode_split(splits.train_rows, [], encoder, max_length)
+    held_out = _encode_split(splits.eval_rows, train.rows, encoder, max_length, judges=True)
+    test = _encode_split(splits.test_rows, train.rows + held_out.rows, encoder, max_length, judges=True)
+    notes = list(splits.notes)
+    if encoder.lost_turns:
+        notes.append(
+            f"{encoder.lost_turns:,} answers of earlier turns are not learnt, since the chat template writes them in"
+            " another way once the conversation goes on"
+        )
+    return EncodedSplits(encoder, train, held_out, test, notes)
 
-    def apart(rows: list[Row], others: list[EncodedRow]) -> EncodedSplit:
-        encoded = encode_every_row(rows, tokenizer, max_length=max_length, template=template)
-        usable = [each for row, each in zip(rows, encoded, strict=True) if is_usable(row, each)]
-        skipped = [row.number for row, each in zip(rows, encoded, strict=True) if not is_usable(row, each)]
-        kept = without_copies(usable, others)
-        asked = [each for row, each in zip(rows, encoded, strict=True) if row.has_question and row.has_answer]
-        return EncodedSplit(kept, skipped, len(usable) - len(kept), cut_of(asked))
 
-    train = apart(splits.train_rows, [])
-    held_out = apart(splits.eval_rows, train.rows)
-    return EncodedSplits(train, held_out, apart(splits.test_rows, train.rows + held_out.rows), splits.notes)
+def _encode_split(
+    rows: list[Row], others: list[EncodedRow], encoder: Encoder, max_length: int, *, judges: bool = False
+) -> EncodedSplit:
+    """Encode one split without the rows that `others` have; `judges` if the base alone is scored on it as well."""
+    encoded = encoder.encode(rows, max_length=max_length)
+    pairs = list(zip(rows, encoded, strict=True))
+    usable = [pair for pair in pairs if is_usable(*pair)]
+    skipped = [row.number for row, each in pairs if not is_usable(row, each)]
+    fresh = without_copies([each for _, each in usable], others)
+    asked = [each for row, each in pairs if row.has_question and row.has_answer]
+    baseline = encoder.baseline
+    without_prompt = list[EncodedRow]()
+    if judges and baseline is not encoder:
+        kept = {id(each) for each in fresh}
+        alone = baseline.encode([row for row, each in usable if id(each) in kept], max_length=sys.maxsize)
+        without_prompt = [one.until(other.num_supervised) for one, other in zip(alone, fresh, strict=True)]
+    return EncodedSplit(fresh, skipped, len(usable) - len(fresh), cut_of(asked), without_prompt)
 
 
 def cut_of(rows: Sequence[EncodedRow]) -> Cut:

@@ -1,36 +1,121 @@
-"""The template: the text that is put in front of a row's response.
+"""Templates: how the turns of a conversation become text. A prompt file keeps the template that it was trained with.
 
-A prompt file names the template that the prompt was trained with, and generation and scoring read that name. A question
-is therefore always written as it was in training.
+Generation and scoring read the template from the file, so a question is always written as it was in training.
 """
 
+import datetime
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
-from softprompt.data.row import Row
+from transformers import PreTrainedTokenizerBase
+
 from softprompt.errors import UserError
+
+NAMES = ("tutorial", "chat", "plain", "file", "text")  # that a prompt file may name
+OLD_NAMES = ("", "alpaca")  # of the tutorial's template, in prompt files of format version 1
+LARGEST_FILE = 1 << 20  # bytes of a template file
+DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a question is written; `name` is the template's name in a prompt file."""
+    """How turns are written.
 
-    name: str
+    Attributes:
+        name: `tutorial` ("Human: ...", "Assistant: "), `chat` (the tokenizer's own), `file` (a Jinja file), `plain`
+            (question, answer and eos with nothing between) or `text` (rows are text, and so is a question).
+        text: the Jinja text of `chat` and `file`.
+        date: the day that stands in `text` if the template asks for the date, as YYYY-MM-DD.
+        system: the system text of rows that have none.
+    """
 
-    def question(self, row: Row) -> str:
-        """The text before the response. An empty input leaves no blank line."""
-        return f"Human: {row.messages[-1]['content']}".strip() + "\n\nAssistant: "
+    name: str = "tutorial"
+    text: str = ""
+    date: str = ""
+    system: str = ""
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether turns are written by a Jinja template."""
+        return self.name in ("chat", "file")
 
 
-TUTORIAL = Template("tutorial")
-OLD_NAMES = ("", "alpaca")  # of the tutorial's template, in prompt files of format version 1
+TUTORIAL = Template()
 
 
-def template_named(name: str, *, prompt_file: str) -> Template:
-    """The template with the name that a prompt file gives, or the tutorial's if the name is "".
+def choose_template(
+    asked: str, tokenizer: PreTrainedTokenizerBase, *, system: str = "", date: str | None = None
+) -> Template:
+    """The template that `template` asks for: auto, tutorial, chat, plain or the name of a Jinja file.
+
+    Args:
+        system: the system text of rows that have none.
+        date: the day for templates that ask for the date, as YYYY-MM-DD; None takes today.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or the file cannot be read.
+    """
+    own = own_template(tokenizer)
+    if asked == "auto":
+        asked = "chat" if own else "tutorial"
+    if asked in ("tutorial", "plain"):
+        return Template(asked, system=system)
+    if asked == "chat":
+        if not own:
+            raise UserError("`template` chat: this tokenizer has no chat template; use tutorial, plain or a Jinja file")
+        text = own
+    else:
+        text = _read(asked)
+    text, date = with_date(text, date)
+    return Template("chat" if asked == "chat" else "file", text, date, system)
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template that a tokenizer has, or the default of several; "" if it has none."""
+    own = tokenizer.chat_template
+    if isinstance(own, dict):
+        own = own.get("default")
+    return own if isinstance(own, str) else ""
+
+
+def with_date(text: str, date: str | None) -> tuple[str, str]:
+    """Put one date into a template that asks for it; returns the text, and the date or "" if it does not ask.
+
+    A template that knew each day's date would write the same row differently tomorrow.
+    """
+    if not DATE_CALL.search(text):
+        return text, ""
+    day = datetime.date.fromisoformat(date) if date else datetime.date.today()
+    return DATE_CALL.sub(lambda call: repr(day.strftime(call[2])), text), day.isoformat()
+
+
+def template_of(name: str, *, text: str = "", date: str = "", system: str = "", prompt_file: str) -> Template:
+    """The template that a prompt file states; a name of version 1 is the tutorial's.
 
     Raises:
         UserError: this version has no template of that name and would write questions in another form than training.
     """
-    if name not in (TUTORIAL.name, *OLD_NAMES):
+    if name in OLD_NAMES:
+        name = TUTORIAL.name
+    if name not in NAMES or (name in ("chat", "file")) != bool(text):
         raise UserError(f"{prompt_file}: was trained with the template {name!r}, which is not known; update softprompt")
-    return TUTORIAL
+    return Template(name, text, date, system)
+
+
+def _read(name: str) -> str:
+    """Read a template file.
+
+    Raises:
+        UserError: there is no such file, or it is too large or no UTF-8 text.
+    """
+    path = Path(name).expanduser()
+    try:
+        if not path.is_file():
+            known = "auto, tutorial, chat and plain"
+            raise UserError(f"`template` {name}: no such file; the names of templates are {known}")
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"`template` {name}: is larger than {LARGEST_FILE >> 20} MB, so it is no template")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"`template` {name}: cannot be read as UTF-8 text ({error})") from error

@@ -1,6 +1,7 @@
 """What determines a run, and what its prompt file records: pure functions of options, base, rows and results."""
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +14,18 @@ from softprompt.base.loading import Base
 from softprompt.config.commands import TrainConfig
 from softprompt.config.options import decisive
 from softprompt.errors import UserError
+from softprompt.prompt.encoder import metadata_of
 from softprompt.prompt.file import PromptMetadata
 from softprompt.prompt.start import frequent_labels
 from softprompt.system import sources
 from softprompt.tokens.encoded_splits import EncodedSplits
 from softprompt.tokens.row_hashes import rows_sha256, sketch_of
-from softprompt.tokens.template import TUTORIAL
 from softprompt.training.selection import Losses, Result
 
 # the inputs that determine a run besides its options, each with the message if a resumed run finds it changed
 FACTS = {
     "base": "`model`: these are not the weights that this run started with",
+    "template": "`template`: the rows were written in another way when this run started",
     "train_rows": "`data`: these are not the rows that this run started with",
     "eval_rows": "`eval_data`: these are not the held-out rows that this run started with",
     "test_rows": "`test_data`: these are not the test rows that this run started with",
@@ -46,6 +48,7 @@ class Recipe:
         options = decisive(config) | {"virtual_tokens": len(initial)}
         facts = {
             "base": base.fingerprint.sha256,
+            "template": hashlib.sha256(json.dumps(metadata_of(rows.encoder), sort_keys=True).encode()).hexdigest(),
             "train_rows": rows_sha256(rows.train_rows),
             "eval_rows": rows_sha256(rows.eval_rows),
             "test_rows": rows_sha256(rows.test_rows),
@@ -122,7 +125,7 @@ def prompt_metadata(
         init="file" if from_file else config.init,
         init_text=config.init_text if config.init == "text" and not from_file else "",
         init_ids=frequent_labels(rows.train_rows, num_virtual_tokens) if of_answers else [],
-        template=TUTORIAL.name,
+        **metadata_of(rows.encoder),
         data=data,
         data_sha256=recipe.data_sha256,
         rows_sketch={"train": sketch_of(rows.train_rows), "held_out": sketch_of(rows.eval_rows)},

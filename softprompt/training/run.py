@@ -19,6 +19,7 @@ from softprompt.data.reading import Data
 from softprompt.data.splits import load_splits
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
+from softprompt.prompt.encoder import encoder_for
 from softprompt.prompt.fit import require_room
 from softprompt.prompt.start import initial_prompt
 from softprompt.system import sources
@@ -32,19 +33,23 @@ from softprompt.training.trainer import Trainer
 PACKAGES = ("torch", "transformers", "datasets", "safetensors", "tqdm")
 IN_MEMORY = ""  # stands for the name of data that was given as rows in memory
 DATA = ("data", "eval_data", "test_data")
-PATHS = (*DATA, "init_from")  # options that name input files
+PATHS = (*DATA, "init_from", "template")  # options that name input files
 BASE = ("base", "base_revision", "base_sha256")  # the keys of the prompt file's metadata that name the base
 LENGTHS = ("max_steps", "num_train_epochs")  # options that determine the number of steps
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """The content of a run folder's `config.json`: options (`virtual_tokens` is never None), versions, fingerprints."""
+    """The content of a run folder's `config.json`: options (`virtual_tokens` is never None), versions, fingerprints.
+
+    `template_date` is the day that a chat template was given which asks for the date.
+    """
 
     options: dict[str, Any]
     versions: dict[str, str]
     base: dict[str, str]
     data_sha256: str
+    template_date: str = ""
 
 
 def load_inputs(
@@ -62,7 +67,16 @@ def load_inputs(
     named: dict[str, Any] = {name: getattr(config, name) for name in DATA} | dict(in_memory or {})
     splits = load_splits(**named, eval_fraction=config.eval_fraction, seed=config.seed)
     base = load_base(config.model, device=device, precision=config.precision)
-    return base, encode_splits(splits, base.tokenizer, max_length=config.max_length)
+    encoder = encoder_for(
+        base,
+        splits.all_rows,
+        template=config.template,
+        system=config.system,
+        last_turn_only=config.last_turn_only,
+        placement=config.placement,
+        date=date_of_run(config),
+    )
+    return base, encode_splits(splits, encoder, max_length=config.max_length)
 
 
 def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Report | None = None) -> Trainer:
@@ -102,6 +116,7 @@ def note_run(trainer: Trainer) -> None:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "base": {name: trainer.base.metadata[name] for name in BASE},
         "data_sha256": trainer.recipe.data_sha256,
+        "template_date": trainer.rows.encoder.template.date,
     }
     write_atomic(folder / CONFIG_NAME, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
 
@@ -116,9 +131,18 @@ def read_run(run_folder: Path) -> RunFacts | None:
         options = {name: value for name, value in content["options"].items() if name in known}
         require_types(TrainConfig, options)
         base = {name: str(content["base"][name]) for name in BASE}
-        return RunFacts(vars(TrainConfig(**options)), dict(content["versions"]), base, str(content["data_sha256"]))
+        date = str(content.get("template_date", ""))
+        return RunFacts(
+            vars(TrainConfig(**options)), dict(content["versions"]), base, str(content["data_sha256"]), date
+        )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def date_of_run(config: TrainConfig | SweepConfig) -> str | None:
+    """The day that a resumed run's chat template was given when the run started; None for a run that starts now."""
+    known = read_run(config.run_folder) if isinstance(config, TrainConfig) and config.resume else None
+    return known.template_date or None if known else None
 
 
 def options_of_run(given: Mapping[str, Any]) -> dict[str, Any]:

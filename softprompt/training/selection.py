@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, row_scores, total_score
+from softprompt.tokens.encoded_splits import EncodedSplit
 from softprompt.tokens.encoding import EncodedRow
 from softprompt.training.report import Report
 from softprompt.training.run_log import CURRENT, INITIAL, KEPT, NO_PROMPT, TRAINED, EvaluationRecord, RunLog
@@ -115,23 +116,24 @@ class Evaluator:
     def __init__(self, model: SoftPromptModel, pad_token_id: int, log: RunLog, report: Report) -> None:
         self.model, self.pad_token_id, self.log, self.report = model, pad_token_id, log, report
 
-    def start(self, selection: Selection, rows: Sequence[EncodedRow]) -> None:
+    def start(self, selection: Selection, held_out: EncodedSplit) -> None:
         """Score the held-out rows before the first step, with the base alone and with the untrained prompt."""
-        if rows:
-            selection.without_prompt = self._measure(self.model.base_model, rows, 0, "eval", NO_PROMPT).loss
-            self._choose(selection, rows, 0, INITIAL)
+        if held_out.rows:
+            without = self._measure(self.model.base_model, held_out.for_base, 0, "eval", NO_PROMPT)
+            selection.without_prompt = without.loss
+            self._choose(selection, held_out.rows, 0, INITIAL)
 
     def after_step(self, selection: Selection, rows: Sequence[EncodedRow], step: int, *, last: bool) -> None:
         """Score the held-out rows with the prompt as it is now."""
         if rows:
             self._choose(selection, rows, step, TRAINED if last else CURRENT)
 
-    def at_the_end(self, rows: Sequence[EncodedRow], step: int) -> Losses:
+    def at_the_end(self, test: EncodedSplit, step: int) -> Losses:
         """Score the test rows, once in a run, with the base alone and with the prompt that was kept."""
-        if not rows:
+        if not test.rows:
             return Losses()
-        without = self._measure(self.model.base_model, rows, step, "test", NO_PROMPT).loss
-        return Losses(without, None, self._measure(self.model, rows, step, "test", KEPT).loss)
+        without = self._measure(self.model.base_model, test.for_base, step, "test", NO_PROMPT).loss
+        return Losses(without, None, self._measure(self.model, test.rows, step, "test", KEPT).loss)
 
     def _choose(self, selection: Selection, rows: Sequence[EncodedRow], step: int, prompt: str) -> None:
         score = self._measure(self.model, rows, step, "eval", prompt)

@@ -38,7 +38,8 @@ LAST_ROUND = 3  # most trials of the last round; with fewer there is little left
 # options that a sweep hands on to its runs as they are
 SHARED = (
     "model", "data", "eval_data", "eval_fraction", "test_data", "init_text", "max_length", "precision", "seed",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "device",
+    "template", "system", "last_turn_only", "placement", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "device",
 )  # fmt: skip
 
 
@@ -185,7 +186,7 @@ class Search:
     @property
     def rows_to_choose(self) -> EncodedSplits:
         """The rows of a trial: those to train on and to choose by, but not the test rows."""
-        return EncodedSplits(self.rows.train, self.rows.held_out)
+        return EncodedSplits(self.rows.encoder, self.rows.train, self.rows.held_out)
 
     def _config_of(self, trial: Trial, steps: int, rate: float) -> TrainConfig:
         """Return the options of a trial's run."""

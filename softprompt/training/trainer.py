@@ -77,7 +77,7 @@ class Trainer:
             with deferred_signals(self._note_signal):
                 if self.step == 0:
                     self.selection = Selection(patience=self.config.early_stopping_patience)
-                    self.evaluator.start(self.selection, self.rows.eval_rows)
+                    self.evaluator.start(self.selection, self.rows.held_out)
                 self.log.start()
                 while not self.ended and self.stop_signal is None:
                     self._advance(folder)
@@ -179,7 +179,7 @@ class Trainer:
             with torch.no_grad():
                 self.weight.copy_(selection.best)
         held_out = held_out_losses(selection.without_prompt, selection.curve, kept)
-        test = self.evaluator.at_the_end(self.rows.test_rows, self.step)
+        test = self.evaluator.at_the_end(self.rows.test, self.step)
         result = Result(held_out, test, kept, selection.still_falling)
         write_atomic(self.config.prompt_file, self._prompt_bytes(result))
         return result

@@ -5,14 +5,13 @@ import math
 import pytest
 import torch
 from helpers.models import FAMILIES, make_model
-from helpers.rows import ROWS
+from helpers.rows import ROWS, tutorial_question
 from helpers.scoring import PAD, logits_of, prompt_of, with_prompt
 
 from softprompt.analysis.choices import actual_choices, best_choices, choice_log_probabilities, encode_choices
 from softprompt.data.row import Row
 from softprompt.errors import UserError
-from softprompt.tokens.encoding import encode_text
-from softprompt.tokens.template import TUTORIAL
+from softprompt.tokens.encoding import Encoder, encode_text
 
 CHOICES = ("red", "reddish", "a much longer label", "é")  # one begins another
 
@@ -28,7 +27,7 @@ def one_by_one(base, weight, tokenizer, rows):
     """Log-probability of a label's tokens and the eos behind the question, from the definition."""
     found = []
     for row in rows:
-        question = encode_text(TUTORIAL.question(row), tokenizer)
+        question = encode_text(tutorial_question(**row.columns), tokenizer)
         scores = []
         for label in CHOICES:
             total, ids = 0.0, list(question)
@@ -45,7 +44,7 @@ def one_by_one(base, weight, tokenizer, rows):
 def test_log_probabilities_are_those_of_each_label_alone(family, weight, tokenizer):
     base, rows = make_model(family), rows_with(["red"] * 5)
     wanted = one_by_one(base, weight, tokenizer, rows)
-    model, candidates = with_prompt(base, weight), encode_choices(rows, CHOICES, tokenizer)
+    model, candidates = with_prompt(base, weight), encode_choices(rows, CHOICES, Encoder(tokenizer))
     for size in (1, 2, 5):  # rows at a time: what stands beside a label does not change it
         found = [
             scores
@@ -61,7 +60,7 @@ def test_log_probabilities_are_those_of_each_label_alone(family, weight, tokeniz
 
 def test_labels_that_begin_alike_are_told_apart_by_their_end(tokenizer):
     """Without the eos, "red" would be at least as probable as "reddish" whatever the model."""
-    (candidates,) = encode_choices(rows_with(["red"]), CHOICES, tokenizer)
+    (candidates,) = encode_choices(rows_with(["red"]), CHOICES, Encoder(tokenizer))
     for candidate, label in zip(candidates, CHOICES, strict=True):
         supervised = [label for label in candidate.labels if label != -100]
         assert supervised == [*encode_text(label, tokenizer), tokenizer.eos_token_id]
@@ -71,7 +70,7 @@ def test_labels_that_begin_alike_are_told_apart_by_their_end(tokenizer):
 def test_all_probabilities_are_at_most_one_together(tokenizer):
     base, rows = make_model("bloom"), rows_with(["red"])
     letters = [chr(code) for code in range(33, 127)]
-    (scores,) = choice_log_probabilities(base, encode_choices(rows, letters, tokenizer), pad_token_id=PAD)
+    (scores,) = choice_log_probabilities(base, encode_choices(rows, letters, Encoder(tokenizer)), pad_token_id=PAD)
     assert len(scores) == 94 and 0 < sum(map(math.exp, scores)) < 1
 
 

@@ -27,7 +27,7 @@ from study_words import CATEGORIES, categories, past_tenses  # noqa: E402
 from softprompt.base.loading import load_base  # noqa: E402
 from softprompt.data.reading import Row  # noqa: E402
 from softprompt.engine.passes import row_scores, total_score  # noqa: E402
-from softprompt.tokens.encoding import encode_rows  # noqa: E402
+from softprompt.tokens.encoding import Encoder, encode_rows  # noqa: E402
 from softprompt.training.schedule import rows_of_step  # noqa: E402
 
 SIZES = {
@@ -96,7 +96,7 @@ def encoded(tokenizer, count=24):
     """Rows of uneven length."""
     outputs = ["abcdefgh"[: 1 + place % 7] for place in range(count)]
     rows = [Row.asked(**(ROWS[place % 10] | {"output": output}), number=place) for place, output in enumerate(outputs)]
-    return encode_rows(rows, tokenizer, max_length=64)[0]
+    return encode_rows(rows, Encoder(tokenizer), max_length=64)[0]
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ OPTIONS = {
             data eval-data eval-fraction test-data max-length per-device-train-batch-size gradient-accumulation-steps
             seed
         """,
+        "how rows are written": "template system last-turn-only placement",
         "start of the prompt": "virtual-tokens init init-text init-from allow-other-base",
         "steps": """
             num-train-epochs max-steps optim learning-rate lr-scheduler-type warmup-steps weight-decay adam-beta1
@@ -86,6 +87,7 @@ OPTIONS = {
             data eval-data eval-fraction test-data max-length per-device-train-batch-size gradient-accumulation-steps
             seed
         """,
+        "how rows are written": "template system last-turn-only placement",
         "output": "prompt-file resume overwrite",
         "search": "sweep-dir virtual-tokens relative-rates init init-text max-trials max-steps",
     },

@@ -12,7 +12,7 @@ from helpers.rows import ROWS, write
 import softprompt
 from softprompt.data.row import Row
 from softprompt.tokens.encoded_splits import Cut, cut_of
-from softprompt.tokens.encoding import encode_every_row
+from softprompt.tokens.encoding import Encoder
 
 NOTE = "rows.jsonl: columns that hold something and are not used: source, id"
 
@@ -93,8 +93,8 @@ def test_the_cut_is_that_of_the_definition():
     rows = [Row.asked("q", "", "x" * (place % 17), place) for place in range(1, 60)]
     tokenizer = make_tokenizer()
     for length in (5, 25, 30, 100):
-        encoded = encode_every_row(rows, tokenizer, max_length=length)
-        whole = [len(each.input_ids) for each in encode_every_row(rows, tokenizer, max_length=10_000)]
+        encoded = Encoder(tokenizer).encode(rows, max_length=length)
+        whole = [len(each.input_ids) for each in Encoder(tokenizer).encode(rows, max_length=10_000)]
         enough = min(size for size in whole if sum(each <= size for each in whole) >= math.ceil(0.99 * len(rows)))
         assert cut_of(encoded) == Cut(len(rows), sum(each > length for each in whole), enough)
     assert cut_of([]) == Cut()

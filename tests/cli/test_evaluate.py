@@ -20,7 +20,7 @@ from softprompt import SoftPromptEmbedding, load_prompt, save_prompt
 from softprompt.analysis.statistics import Estimate
 from softprompt.base.loading import load_base
 from softprompt.data.splits import load_split, load_splits
-from softprompt.tokens.encoding import EncodedRow, encode_rows
+from softprompt.tokens.encoding import EncodedRow, Encoder, encode_rows
 from softprompt.tokens.row_hashes import sketch_of
 
 BUILTIN = "builtin:bloom-small@1"
@@ -164,7 +164,7 @@ def test_the_text_prompt_is_the_text_written_in_front(report, work, model_folder
 
 def test_rows_that_the_prompt_has_seen_are_said(report, work, model_folder):
     base = load_base(str(model_folder), device=torch.device("cpu"), precision="fp32")
-    encoded, _ = encode_rows(load_split("rows.jsonl")[0], base.tokenizer, max_length=256)
+    encoded, _ = encode_rows(load_split("rows.jsonl")[0], Encoder(base.tokenizer), max_length=256)
     half = len(encoded) // 2
     strangers = [EncodedRow([7, 8, place], [7, 8, place]) for place in range(half)]
     sketches = {"train": sketch_of(encoded[:half] + strangers), "held_out": sketch_of(encoded[half:])}

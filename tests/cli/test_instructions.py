@@ -12,17 +12,15 @@ import torch
 from helpers.commands import assert_one_line, run_command, snapshot, start_command
 from helpers.models import HIDDEN_SIZE, SPECIAL, VOCAB_SIZE, make_tokenizer
 from helpers.prompts import save_for
-from helpers.rows import FORMATS, ROWS, write
+from helpers.rows import FORMATS, ROWS, tutorial_question, write
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt
 from softprompt.answering import job
 from softprompt.base.loading import load_base
-from softprompt.data.row import Row
 from softprompt.data.splits import load_split
 from softprompt.engine.batches import plan_batches
 from softprompt.tokens.encoding import encode_text
-from softprompt.tokens.template import TUTORIAL
 
 QUESTIONS = [{name: row[name] for name in ("instruction", "input")} for row in ROWS]
 QUESTIONS[3]["instruction"] = "说 “一”\u2028 and é, \\ and \n"
@@ -83,7 +81,7 @@ def one_by_one(base_name, prompt_file, rows, *, max_length=None, max_new_tokens=
     model = SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(load_prompt(prompt_file).weight))
     found = []
     for row in rows:
-        ids = encode_text(TUTORIAL.question(Row.asked(row["instruction"], row["input"])), base.tokenizer)
+        ids = encode_text(tutorial_question(row["instruction"], row["input"]), base.tokenizer)
         end = max_length or len(ids) + max_new_tokens
         start = len(ids)
         while len(ids) < end and ids[-1] != base.tokenizer.eos_token_id:
@@ -501,7 +499,7 @@ def test_a_row_that_leaves_no_room(refused, work):
     """Found before the first row is answered."""
     rows = [*QUESTIONS, {"instruction": "long " * 20, "input": ""}, QUESTIONS[0]]
     write(work, "jsonl", rows)
-    asked = len(TUTORIAL.question(Row.asked("long " * 20)))
+    asked = len(tutorial_question("long " * 20))
     refused("rows.jsonl, row 11", f"--max-length {LENGTH}", f"{asked} tokens", "--max-new-tokens")
     refused("rows.jsonl, row 11", f"--max-length {asked}", f"{asked} tokens", max_length=asked)
 

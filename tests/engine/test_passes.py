@@ -9,7 +9,7 @@ from helpers.scoring import PAD, logits_of, prompt_of, with_prompt
 from softprompt.answering.batch import answers_beside_references, greedy_answers
 from softprompt.data.row import Row
 from softprompt.engine.passes import Score, pass_losses, row_scores, total_score
-from softprompt.tokens.encoding import EncodedRow, encode_question, encode_rows
+from softprompt.tokens.encoding import EncodedRow, Encoder, encode_rows
 
 
 def one_by_one(base, weight, rows):
@@ -112,26 +112,27 @@ def answers_one_by_one(base, weight, tokenizer, questions, max_new_tokens):
 def test_answers_are_those_of_each_question_alone(family, weight, tokenizer):
     base = make_model(family)
     rows = [Row.asked(**row, number=1 + place) for place, row in enumerate(ROWS)]
-    questions = [encode_question(row, tokenizer) for row in rows]
+    questions = [Encoder(tokenizer).questions([row])[0] for row in rows]
     assert len({len(ids) for ids in questions}) > 3
     wanted = answers_one_by_one(base, weight, tokenizer, questions, 9)
     assert len(set(wanted)) > 4
     told = []
     for size in (1, 4, 64):
         settings = {"max_new_tokens": 9, "batch_size": size, "advance": told.append}
-        assert greedy_answers(with_prompt(base, weight), tokenizer, questions, **settings) == wanted
+        assert greedy_answers(with_prompt(base, weight), Encoder(tokenizer), questions, **settings) == wanted
     assert told == [1] * 10 + [4, 4, 2] + [10]
 
 
 @pytest.mark.parametrize("room", [3, 400])
 def test_answers_beside_references_are_greedy_and_stay_within_the_context(room, tokenizer):
     base = make_model("gpt2")
-    rows, _ = encode_rows([Row.asked(**ROWS[place], number=1 + place) for place in (0, 2)], tokenizer, max_length=256)
+    rows = [Row.asked(**ROWS[place], number=1 + place) for place in (0, 2)]
+    rows, _ = encode_rows(rows, Encoder(tokenizer), max_length=256)
     weight = prompt_of()
     front = max(len(row.input_ids) - row.num_supervised for row in rows) + len(weight)
     base.config.n_positions = front + room
     longest = min(2 * max(row.num_supervised for row in rows), room)
-    found = answers_beside_references(with_prompt(base, weight), tokenizer, rows, batch_size=2)
+    found = answers_beside_references(with_prompt(base, weight), Encoder(tokenizer), rows, batch_size=2)
     questions = [row.input_ids[: -row.num_supervised] for row in rows]
     assert [row["answer"] for row in found] == answers_one_by_one(base, weight, tokenizer, questions, longest)
     assert [row["question"] for row in found] == [tokenizer.decode(ids) for ids in questions]
@@ -140,7 +141,7 @@ def test_answers_beside_references_are_greedy_and_stay_within_the_context(room, 
 
 def test_a_question_ends_where_the_response_begins(tokenizer):
     rows = [Row.asked(**row, number=1 + place) for place, row in enumerate(ROWS)]
-    encoded, _ = encode_rows(rows, tokenizer, max_length=256)
+    encoded, _ = encode_rows(rows, Encoder(tokenizer), max_length=256)
     for row, each in zip(rows, encoded, strict=True):
         front = sum(label == -100 for label in each.labels)
-        assert encode_question(row, tokenizer) == each.input_ids[:front]
+        assert Encoder(tokenizer).questions([row])[0] == each.input_ids[:front]

@@ -9,6 +9,13 @@ ROWS = [
     {"instruction": f"Say {word}", "input": "twice" if place % 3 == 0 else "", "output": f"{word} {word}"}
     for place, word in enumerate(["red", "green", "blue", "one", "two", "three", "north", "south", "east", "west"])
 ]
+
+
+def tutorial_question(instruction, input=""):
+    """The text in front of the answer, as the tutorial's preprocessing writes it."""
+    return ("Human: " + instruction + "\n" + input).strip() + "\n\nAssistant: "
+
+
 FORMATS = ("json", "jsonl", "csv", "parquet", "save_to_disk")
 
 

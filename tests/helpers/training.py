@@ -8,6 +8,7 @@ from softprompt.config.commands import TrainConfig
 from softprompt.data.splits import load_splits
 from softprompt.engine.passes import row_scores, total_score
 from softprompt.tokens.encoded_splits import encode_splits
+from softprompt.tokens.encoding import Encoder
 from softprompt.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ def trainer_for(folder, rows_file, out, *, prompt=None, eval_fraction=0.0, preci
     out.mkdir(exist_ok=True)
     base = load_base(str(folder), device=CPU, precision=precision)
     splits = load_splits(str(rows_file), eval_data=None, eval_fraction=eval_fraction, seed=config.seed)
-    rows = encode_splits(splits, base.tokenizer, max_length=config.max_length)
+    rows = encode_splits(splits, Encoder(base.tokenizer), max_length=config.max_length)
     if prompt is None:
         text = "Answer twice."
         prompt = SoftPromptEmbedding.from_text(text, base.tokenizer, base.model.get_input_embeddings(), 5)

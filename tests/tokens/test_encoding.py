@@ -4,13 +4,14 @@ import random
 
 import pytest
 from helpers.models import make_tokenizer
+from helpers.rows import tutorial_question
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from softprompt.data.row import Row
 from softprompt.errors import UserError
-from softprompt.tokens.encoding import EncodedRow, encode_row, encode_rows, encode_text, require_eos
-from softprompt.tokens.template import TUTORIAL, template_named
+from softprompt.tokens.encoding import EncodedRow, Encoder, encode_row, encode_rows, encode_text, require_eos
+from softprompt.tokens.template import TUTORIAL, template_of
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 ALPHABET = list("abcXYZ 0123.,!?\n\t") + ["…", "。", "，", "你", "好", "考", "试", "é", "🙂", "  ", "the ", "Human: "]
@@ -86,19 +87,19 @@ def test_bloom_tokenizer_is_one():
     ],
 )
 def test_template(instruction, input, expected):
-    assert TUTORIAL.question(row(instruction, input)) == expected
+    assert Encoder(make_tokenizer()).question_text(row(instruction, input)) == expected
 
 
 def test_the_tutorials_template_has_a_name_and_stands_in_for_none():
-    assert template_named(TUTORIAL.name, prompt_file="p.safetensors") is TUTORIAL
-    assert template_named("", prompt_file="p.safetensors") is TUTORIAL
-    assert TUTORIAL.name == "tutorial" and template_named("alpaca", prompt_file="p") is TUTORIAL  # an older name
+    assert template_of(TUTORIAL.name, prompt_file="p.safetensors") == TUTORIAL
+    assert template_of("", prompt_file="p.safetensors") == TUTORIAL
+    assert TUTORIAL.name == "tutorial" and template_of("alpaca", prompt_file="p") == TUTORIAL  # an older name
 
 
 @pytest.mark.parametrize("name", ["chatml", "Alpaca", "alpaca ", "\n"])
 def test_a_template_of_another_name_is_refused(name):
     with pytest.raises(UserError) as caught:
-        template_named(name, prompt_file="p.safetensors")
+        template_of(name, prompt_file="p.safetensors")
     message = str(caught.value)
     assert message.startswith("p.safetensors: ") and repr(name) in message and "update softprompt" in message
     assert "\n" not in message
@@ -109,7 +110,7 @@ def test_ids_are_the_tutorials(tokenizer, max_length):
     rows = random_rows(150)
     longer = 0
     for each in rows:
-        encoded = encode_row(each, tokenizer, max_length=max_length)
+        encoded = encode_row(each, Encoder(tokenizer), max_length=max_length)
         assert encoded == tutorial(each, tokenizer, max_length)
         assert len(encoded.input_ids) == len(encoded.labels) <= max_length
         longer += len(encoded.input_ids) == max_length
@@ -117,7 +118,7 @@ def test_ids_are_the_tutorials(tokenizer, max_length):
 
 
 def test_labels_cover_response_and_eos_only(tokenizer):
-    encoded = encode_row(row("Ask", "this", "so"), tokenizer, max_length=256)
+    encoded = encode_row(row("Ask", "this", "so"), Encoder(tokenizer), max_length=256)
     answer = encode_text("so", tokenizer) + [tokenizer.eos_token_id]
     question = len(encode_text("Human: Ask\nthis\n\nAssistant: ", tokenizer))
     assert encoded.labels == [-100] * question + answer
@@ -130,7 +131,7 @@ def test_labels_cover_response_and_eos_only(tokenizer):
 @pytest.mark.parametrize("text", SPECIAL)
 def test_special_tokens_inside_a_row_are_text(tokenizer, text):
     told = row(f"What does {text} mean?", text, f"{text} ends a text{text}")
-    encoded = encode_row(told, tokenizer, max_length=256)
+    encoded = encode_row(told, Encoder(tokenizer), max_length=256)
     assert [place for place, token in enumerate(encoded.input_ids) if token < 4] == [len(encoded.input_ids) - 1]
     assert encoded.input_ids[-1] == encoded.labels[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(encoded.input_ids[:-1]).count(text) == 4
@@ -146,22 +147,22 @@ def test_nothing_is_added_by_a_tokenizer_that_adds(tokenizer):
     )
     adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     assert adding("a").input_ids[0] == 1
-    encoded = encode_row(row(), adding, max_length=256)
+    encoded = encode_row(row(), Encoder(adding), max_length=256)
     assert 1 not in encoded.input_ids
-    assert encoded == encode_row(row(), tokenizer, max_length=256)
+    assert encoded == encode_row(row(), Encoder(tokenizer), max_length=256)
 
 
 def test_cut_keeps_the_front_and_drops_the_eos(tokenizer):
-    whole = encode_row(row(output="a long answer"), tokenizer, max_length=256)
+    whole = encode_row(row(output="a long answer"), Encoder(tokenizer), max_length=256)
     length = len(whole.input_ids)
-    cut = encode_row(row(output="a long answer"), tokenizer, max_length=length - 1)
+    cut = encode_row(row(output="a long answer"), Encoder(tokenizer), max_length=length - 1)
     assert cut == EncodedRow(whole.input_ids[:-1], whole.labels[:-1])
     assert cut.input_ids[-1] != tokenizer.eos_token_id
-    assert encode_row(row(output="a long answer"), tokenizer, max_length=length) == whole
+    assert encode_row(row(output="a long answer"), Encoder(tokenizer), max_length=length) == whole
 
 
 def test_rows_with_nothing_to_learn_are_reported(tokenizer):
-    question = len(encode_text(TUTORIAL.question(row()), tokenizer))
+    question = len(encode_text(tutorial_question("Say it"), tokenizer))
     rows = [
         row(number=1),
         row(output="", number=2),
@@ -169,17 +170,17 @@ def test_rows_with_nothing_to_learn_are_reported(tokenizer):
         row(number=4),
         row(instruction="Say it " + "again " * 50, number=9),
     ]
-    kept, skipped = encode_rows(rows, tokenizer, max_length=question + 1)
+    kept, skipped = encode_rows(rows, Encoder(tokenizer), max_length=question + 1)
     assert skipped == [2, 3, 9]
     assert len(kept) == 2 and all(each.num_supervised == 1 for each in kept)
-    assert encode_rows(rows, tokenizer, max_length=question) == ([], [1, 2, 3, 4, 9])
-    kept, skipped = encode_rows(rows, tokenizer, max_length=10_000)
+    assert encode_rows(rows, Encoder(tokenizer), max_length=question) == ([], [1, 2, 3, 4, 9])
+    kept, skipped = encode_rows(rows, Encoder(tokenizer), max_length=10_000)
     assert (len(kept), skipped) == (3, [2, 3])
 
 
 def test_rows_without_a_question_are_reported_and_an_input_is_one(tokenizer):
     rows = [row("", "", "x", 1), row(" \n", "\t", "x", 2), row("", "why?", "x", 3), row("why?", "", "x", 4)]
-    kept, skipped = encode_rows(rows, tokenizer, max_length=100)
+    kept, skipped = encode_rows(rows, Encoder(tokenizer), max_length=100)
     assert skipped == [1, 2]
     assert [tokenizer.decode(each.input_ids) for each in kept] == [
         "Human: \nwhy?\n\nAssistant: x</s>",

@@ -14,6 +14,7 @@ from softprompt.base.loading import load_base
 from softprompt.config.commands import SweepConfig
 from softprompt.data.splits import load_splits
 from softprompt.tokens.encoded_splits import EncodedSplit, encode_splits
+from softprompt.tokens.encoding import Encoder
 from softprompt.training.checkpoint import load_checkpoint
 from softprompt.training.report import Report
 from softprompt.training.run import prepare_run
@@ -134,7 +135,7 @@ def searched(model_folder, rows_file, folder, report):
     )
     base = load_base(str(model_folder), device=CPU, precision="fp32")
     splits = load_splits(str(rows_file), eval_fraction=0.3, seed=config.seed)
-    return Search(config, base, encode_splits(splits, base.tokenizer, max_length=config.max_length), report)
+    return Search(config, base, encode_splits(splits, Encoder(base.tokenizer), max_length=config.max_length), report)
 
 
 def test_a_search_is_told_its_rounds_its_trials_and_all_their_steps(model_folder, rows_file, tmp_path):

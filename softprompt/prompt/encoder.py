@@ -1,0 +1,101 @@
+"""How rows are written for a prompt: chosen when it is trained, kept in its file, and taken from there ever after."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from softprompt.base.loading import Base
+from softprompt.data.row import Row
+from softprompt.errors import UserError
+from softprompt.prompt.file import PromptMetadata
+from softprompt.tokens.encoding import Encoder, bos_of
+from softprompt.tokens.probe import require_harmless
+from softprompt.tokens.template import Template, choose_template, own_template, template_of, with_date
+
+
+def encoder_for(
+    base: Base,
+    rows: Sequence[Row],
+    *,
+    template: str = "auto",
+    system: str = "",
+    last_turn_only: bool = False,
+    placement: str = "front",
+    date: str | None = None,
+) -> Encoder:
+    """The encoder for rows that are to be learnt.
+
+    Args:
+        rows: all rows of the run, which decide whether they can share what closes a system turn.
+        template: auto, tutorial, chat, plain or the name of a Jinja file.
+        system: the system text of rows that have none.
+        date: the day for templates that ask for the date, as YYYY-MM-DD; None takes today.
+
+    Raises:
+        UserError: the template cannot be used with this base or these rows.
+    """
+    if any(row.text is not None or row.encoded is not None for row in rows):
+        if template != "auto" or system:
+            name = "template" if template != "auto" else "system"
+            raise UserError(f"`{name}`: these rows are text or token ids already, which no template is put around")
+        chosen = Template("text")
+    else:
+        chosen = choose_template(template, base.tokenizer, system=system, date=date)
+    if chosen.name == "file":
+        require_harmless(chosen.text, base.tokenizer.special_tokens_map, what=f"`template` {template}")
+    own_system = any(row.messages and row.messages[0]["role"] == "system" for row in rows)
+    return Encoder(
+        base.tokenizer,
+        chosen,
+        bos_id=bos_of(base.tokenizer),
+        end_ids=base.end_ids,
+        last_turn_only=last_turn_only,
+        placement=placement,
+        shares_close=not own_system,
+    )
+
+
+def encoder_of(facts: PromptMetadata, base: Base, *, prompt_file: str) -> Encoder:
+    """The encoder that a prompt was trained with, as its file states it.
+
+    Raises:
+        UserError: the file names a template that is not known or cannot be rendered, or a bos that the base lacks.
+    """
+    template = template_of(
+        facts.template,
+        text=facts.template_text,
+        date=facts.template_date,
+        system=facts.system,
+        prompt_file=prompt_file,
+    )
+    own = with_date(own_template(base.tokenizer), facts.template_date or None)[0]
+    if template.is_chat and template.text != own:
+        require_harmless(template.text, base.tokenizer.special_tokens_map, what=prompt_file)
+    bos_id: Any = base.tokenizer.convert_tokens_to_ids(facts.bos_token) if facts.bos_token else None
+    if facts.bos_token and (bos_id is None or base.tokenizer.convert_ids_to_tokens(bos_id) != facts.bos_token):
+        raise UserError(f"{prompt_file}: its texts begin with {facts.bos_token!r}, which this base's tokenizer lacks")
+    if facts.placement not in ("", "front", "system"):
+        raise UserError(f"{prompt_file}: its placement {facts.placement!r} is not known; update softprompt")
+    return Encoder(
+        base.tokenizer,
+        template,
+        bos_id=bos_id,
+        end_ids=base.end_ids,
+        placement=facts.placement or "front",
+        shares_close=bool(facts.after_ids),
+    )
+
+
+def metadata_of(encoder: Encoder) -> dict[str, Any]:
+    """What a prompt file says about how its rows were written."""
+    template, tokenizer = encoder.template, encoder.tokenizer
+    return {
+        "bos_token": "" if encoder.bos_id is None else tokenizer.convert_ids_to_tokens(encoder.bos_id),
+        "end_ids": [id for id in encoder.end_ids if id != tokenizer.eos_token_id],
+        "template": template.name,
+        "template_text": template.text,
+        "template_date": template.date,
+        "system": template.system,
+        "placement": encoder.placement,
+        "before_ids": encoder.before_ids,
+        "after_ids": encoder.after_ids,
+    }

@@ -1,0 +1,66 @@
+"""A template that is not the base's own file is first rendered in a child process, with little time and memory.
+
+The sandbox keeps a template from reaching out of the text, but not from looping for ever or filling the memory.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from softprompt.errors import UserError
+
+SECONDS = 5
+LARGEST_TEXT = 1 << 20  # characters of one rendered row
+LARGEST_MEMORY = 4 << 30  # bytes of address space, of which Python and the libraries take about one
+PROGRAM = """
+import json, sys
+from transformers.utils.chat_template_utils import render_jinja_template
+print("ready", flush=True)
+given = json.loads(sys.stdin.readline())
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (given.pop("memory"),) * 2)
+except (ImportError, OSError, ValueError):
+    given.pop("memory", None)
+try:
+    (text,), _ = render_jinja_template(conversations=[given.pop("turns")], **given)
+    print(json.dumps({"length": len(text)}))
+except BaseException as error:
+    print(json.dumps({"error": " ".join(f"{type(error).__name__}: {error}".split())[:160]}))
+"""
+
+
+def require_harmless(text: str, names: Mapping[str, object], *, what: str) -> None:
+    """Render a template on one row in a child process.
+
+    Args:
+        text: the Jinja text.
+        names: the special tokens that the template may use.
+        what: how messages begin, such as the option that names the file.
+
+    Raises:
+        UserError: it fails, takes longer than 5 s or writes more than a megabyte.
+    """
+    turns = [{"role": "user", "content": "a"}]
+    given = {"turns": turns, "chat_template": text, "add_generation_prompt": True, "memory": LARGEST_MEMORY, **names}
+    # the package's own folder must not be first on the path, where a file of the user's could stand in for a library
+    command = [sys.executable, "-P", "-c", PROGRAM]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, encoding="utf-8", cwd=Path(sys.prefix), **pipes) as child:  # type: ignore[call-overload]
+        try:
+            child.stdout.readline()  # the libraries are imported, which is not the template's time
+            answer, _ = child.communicate(json.dumps(given) + "\n", timeout=SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise UserError(f"{what}: the template does not end within {SECONDS} s; give another") from error
+        finally:
+            child.kill()
+    try:
+        found = json.loads(answer)
+    except ValueError as error:
+        raise UserError(f"{what}: the template ends its process; give another") from error
+    if found.get("error"):
+        raise UserError(f"{what}: the template cannot be rendered ({found['error']})")
+    if found["length"] > LARGEST_TEXT:
+        raise UserError(f"{what}: the template writes {found['length']:,} characters for one row; give another")
