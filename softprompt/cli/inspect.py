@@ -94,6 +94,12 @@ def describe_file(path: str, file: "PromptFile", *, columns: int) -> str:
     if facts.init_text:
         pairs.append(("init text", repr(facts.init_text)))
     pairs.append(("template", visible(facts.template or "not stated")))
+    for name in ("template_date", "system", "bos_token"):
+        if getattr(facts, name):
+            pairs.append((name.replace("_", " "), repr(getattr(facts, name))))
+    if facts.placement not in ("", "front"):
+        around = f"{len(facts.before_ids)} ids before the prompt, {len(facts.after_ids)} behind it"
+        pairs.append(("placement", visible(f"{facts.placement} ({around})")))
     pairs.append(("data", visible(facts.data or "not stated")))
     said = _in_order({name: value for name, value in facts.training.items() if name != "curve"})
     pairs += [(visible(name.replace("_", " ")), _value(value)) for name, value in said]

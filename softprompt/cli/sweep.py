@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt sweep") -> N
     check_outputs(config)
     base, rows = load_inputs(config)
     print(describe_base(base))
-    print(describe_rows(rows, config.data, base.tokenizer), flush=True)
+    print(describe_rows(rows, config.data), flush=True)
     if not rows.eval_rows:
         raise UserError(f"`data` {config.data}: no held-out rows to choose by; give `eval_data` or `eval_fraction`")
     require_room(base.model, max(config.virtual_tokens), rows.longest, option="max_length")

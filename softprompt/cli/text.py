@@ -4,8 +4,6 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping
 
-from transformers import PreTrainedTokenizerBase
-
 from softprompt.analysis.statistics import exact_match
 from softprompt.analysis.table import three_digits
 from softprompt.base.loading import Base
@@ -18,7 +16,7 @@ from softprompt.engine.forward import attention_note
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score
 from softprompt.tokens.encoded_splits import KEPT_WHOLE, EncodedSplit, EncodedSplits
-from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow, decode_text
+from softprompt.tokens.encoding import EncodedRow, Encoder, decode_text
 from softprompt.training.checkpoint import ANSWERS_NAME
 from softprompt.training.run_log import CURRENT, INITIAL, KEPT, NO_PROMPT, TRAINED, EvaluationRecord, StepRecord
 from softprompt.training.selection import Result
@@ -31,6 +29,12 @@ PROMPTS = {
     CURRENT: "with the prompt so far",
     TRAINED: "with the trained prompt",
     KEPT: "with the kept prompt",
+}
+TEMPLATES = {
+    "chat": "by the base's chat template",
+    "file": "by the chat template that was given",
+    "plain": "as question and answer with nothing between them",
+    "text": "as they are",
 }
 MANY_CUT = 0.1  # a share of rows without their end that is worth a warning
 SPLITS = {"eval": "held-out", "test": "test"}
@@ -53,7 +57,7 @@ def describe_shape(model: SoftPromptModel) -> str:
     )
 
 
-def describe_rows(rows: EncodedSplits, data: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def describe_rows(rows: EncodedSplits, data: str) -> str:
     """Say how many rows each split has, and show the first row to train on."""
     lines = [describe_split(f"`data` {data}", rows.train), describe_split("held out", rows.held_out)]
     if rows.test.rows or rows.test.skipped or rows.test.copies:
@@ -61,7 +65,7 @@ def describe_rows(rows: EncodedSplits, data: str, tokenizer: PreTrainedTokenizer
     # not in the row below, whose own backticks stay
     lines = [*map(flags_in, lines), *describe_notes(rows.notes)]
     if rows.train_rows:
-        lines.append(describe_row(rows.train_rows[0], tokenizer))
+        lines += [*describe_template(rows.encoder), describe_row(rows.train_rows[0], rows.encoder)]
     return "\n".join(lines)
 
 
@@ -93,12 +97,32 @@ def describe_split(name: str, split: EncodedSplit) -> str:
     return f"warning: {line}" if cut.without_end > MANY_CUT * cut.rows else line
 
 
-def describe_row(row: EncodedRow, tokenizer: PreTrainedTokenizerBase) -> str:
+def describe_template(encoder: Encoder) -> list[str]:
+    """Say how the rows are written, unless it is the tutorial's template on a base without bos."""
+    template, tokenizer = encoder.template, encoder.tokenizer
+    parts = []
+    if template.name != "tutorial":
+        parts.append(TEMPLATES[template.name])
+    if template.system:
+        parts.append("with the system text that was given")
+    if template.date:
+        parts.append(f"with the date {template.date}")
+    if encoder.bos_id is not None:
+        parts.append(f"every text begins with {decode_text([encoder.bos_id], tokenizer)}")
+    if encoder.placement == "system":
+        parts.append("the prompt stands in the system turn")
+    return [f"rows are written {', '.join(parts)}"] if parts else []
+
+
+def describe_row(row: EncodedRow, encoder: Encoder) -> str:
     """Show a row as the model sees it, and the part of it that is to be learnt."""
-    labels = [label for label in row.labels if label != IGNORE_INDEX]
-    return f"first row, input_ids decoded:\n{_indent(decode_text(row.input_ids, tokenizer))}\n" + (
-        f"first row, labels decoded:\n{_indent(decode_text(labels, tokenizer))}"
-    )
+    tokenizer = encoder.tokenizer
+    shown = decode_text(row.input_ids, tokenizer)
+    if encoder.placement == "system":
+        before, after = (decode_text(ids, tokenizer) for ids in (encoder.before_ids, encoder.after_ids))
+        shown = f"{before}[prompt]{after}{shown}"
+    labels = decode_text(row.supervised_ids, tokenizer)
+    return f"first row, input_ids decoded:\n{_indent(shown)}\nfirst row, labels decoded:\n{_indent(labels)}"
 
 
 def describe_passes(trainer: Trainer) -> str:

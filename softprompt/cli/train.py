@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt train") -> N
     check_outputs(config)
     base, rows = load_inputs(config)
     print(describe_base(base))
-    print(describe_rows(rows, config.data, base.tokenizer), flush=True)
+    print(describe_rows(rows, config.data), flush=True)
     trainer = prepare_run(config, base, rows, TerminalReport())
     model = trainer.model
     print(model if config.verbose else describe_shape(model), model.trainable_parameters_line(), sep="\n", flush=True)

@@ -55,13 +55,13 @@ class SoftPromptEmbedding(nn.Module):
     ) -> Self:
         """Start from the embeddings of `text`, with its ids cut or repeated to `num_virtual_tokens` (default: all).
 
-        The tokenizer adds its special tokens, as in PEFT. The module `token_embedding` is called, not indexed, since
-        some modules scale their rows (Gemma).
+        The tokenizer adds its special tokens, as in PEFT, but no eos at the end. The module `token_embedding` is
+        called, not indexed, since some modules scale their rows (Gemma).
 
         Raises:
             UserError: `text` gives no token, or `num_virtual_tokens` is below 1.
         """
-        ids = tokenizer(text)["input_ids"]
+        ids = start_ids(text, tokenizer)
         if not ids:
             raise UserError(f"`init_text` {text!r} gives no token; write some text or use `init` vocab")
         return cls.from_ids(ids, token_embedding, len(ids) if num_virtual_tokens is None else num_virtual_tokens)
@@ -122,6 +122,14 @@ class SoftPromptEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_virtual_tokens={self.num_virtual_tokens}, hidden_size={self.hidden_size}"
+
+
+def start_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a start text, without the eos that some tokenizers append: nothing follows a text that has ended."""
+    ids = tokenizer(text)["input_ids"]
+    eos = tokenizer.eos_token_id
+    appended = len(ids) > 1 and ids[-1] == eos and not text.endswith(tokenizer.eos_token or " ")
+    return ids[:-1] if appended and tokenizer(text, add_special_tokens=False)["input_ids"][-1:] != [eos] else ids
 
 
 def rms(tensor: Tensor) -> Tensor:

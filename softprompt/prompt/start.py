@@ -10,7 +10,7 @@ from torch import Tensor
 from softprompt.base.loading import Base
 from softprompt.config.commands import TrainConfig
 from softprompt.errors import UserError
-from softprompt.prompt.embedding import SoftPromptEmbedding
+from softprompt.prompt.embedding import SoftPromptEmbedding, start_ids
 from softprompt.prompt.file import PromptMetadata, is_count, load_prompt
 from softprompt.prompt.fit import check_same_base
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
@@ -34,7 +34,7 @@ def initial_prompt(config: TrainConfig, base: Base, train_rows: Sequence[Encoded
         return _from_file(config.init_from, config, base)
     if config.init == "text":
         return SoftPromptEmbedding.from_text(config.init_text, base.tokenizer, embedding, config.virtual_tokens)
-    count = config.virtual_tokens or len(base.tokenizer(config.init_text)["input_ids"])
+    count = config.virtual_tokens or len(start_ids(config.init_text, base.tokenizer))
     if count == 0:
         raise UserError(f"`init_text` {config.init_text!r} gives no token to count; pass `virtual_tokens`")
     if config.init == "answers":
