@@ -151,7 +151,7 @@ def answers_beside_references(
     questions = [row.input_ids[: len(row.input_ids) - row.num_supervised] for row in rows]
     longest = 2 * max(row.num_supervised for row in rows)
     if (limit := context_limit(model.base_model)) is not None:
-        room = limit - model.soft_prompt.num_virtual_tokens - max(map(len, questions))
+        room = limit - len(model.front) - max(map(len, questions))
         longest = min(longest, room)  # at least 1, since a row with its response fits
     answers = greedy_answers(model, tokenizer, questions, max_new_tokens=longest, batch_size=batch_size)
     return [
