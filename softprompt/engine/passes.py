@@ -63,7 +63,7 @@ def pass_scores(
 ) -> Iterator[Scored]:
     """Every row, in the order of the passes, with -log p of its labels, `[N]`, and which were the most probable ids.
 
-    Arguments as for `pass_losses`. Without a prompt, a label on a row's first id is predicted by nothing and left out.
+    Arguments as for `pass_losses`. For a base alone, a label on a row's first id is predicted by nothing and left out.
     """
     yield from _route(model, max_tokens, rows_per_batch, pad_token_id).scores(rows)
 
@@ -120,7 +120,7 @@ class _Padded:
             yield rows[start : start + self.rows_per_batch]
 
     def _label_logits(self, members: Sequence[EncodedRow]) -> tuple[Tensor, Tensor]:
-        """Logits `[B, n, V]` and the labels `[B, n]` that they are to predict, with the prompt or by the base alone."""
+        """Logits `[B, n, V]` and the labels `[B, n]` that they are to predict, behind the front, if any."""
         batch = pad_rows(members, pad_token_id=self.pad_token_id, device=self.base_model.device)
         if isinstance(self.model, SoftPromptModel):
             return self.model.label_logits(**batch)
