@@ -36,6 +36,7 @@ from softprompt.prompt.fit import check_same_base, load_prompt_base, require_roo
 from softprompt.system.files import check_output_file, write_atomic
 from softprompt.system.process import quiet_libraries
 from softprompt.tokens.encoded_splits import EncodedSplits
+from softprompt.tokens.encoding import Encoder
 from softprompt.training.checkpoint import check_outputs
 from softprompt.training.report import BarReport, Report
 from softprompt.training.run import DATA, IN_MEMORY, load_inputs, note_run, options_of_run, prepare_run
@@ -54,9 +55,9 @@ class LoadedPrompt:
         metadata: `dict[str, str]`, the metadata of the prompt file.
     """
 
-    def __init__(self, model: SoftPromptModel, base: Base, file: PromptFile, name: str) -> None:
+    def __init__(self, model: SoftPromptModel, base: Base, file: PromptFile, encoder: Encoder) -> None:
         self.model, self.tokenizer, self.prompt, self.metadata = model, base.tokenizer, model.soft_prompt, file.metadata
-        self._base, self._encoder = base, encoder_of(file.facts, base, prompt_file=name)
+        self._base, self._encoder = base, encoder
 
     @property
     def device(self) -> torch.device:
@@ -150,7 +151,7 @@ class LoadedPrompt:
         limit = limit_of(settings, self._encoder)
         for ids in questions:
             tokens = len(ids) + new_token_budget(settings, len(ids), self._encoder)
-            require_room(self._base.model, self.model.num_front, tokens, option=limit)
+            require_room(self._base.model, len(self.model.front), tokens, option=limit)
 
 
 class TrainedPrompt(LoadedPrompt):
@@ -166,7 +167,7 @@ class TrainedPrompt(LoadedPrompt):
     def __init__(
         self, model: SoftPromptModel, base: Base, name: str, *, result: Result, curve: Curve | None, rows: EncodedSplits
     ) -> None:
-        super().__init__(model, base, load_prompt(name), name)
+        super().__init__(model, base, load_prompt(name), rows.encoder)
         self.result, self.curve, self.rows = result, curve, rows
         self.file: Path | None = Path(name)
 
@@ -273,7 +274,10 @@ def load(
     with _torch_as_it_was(place), quiet_libraries():
         base = load_prompt_base(file.facts, prompt_file=name, model=model, device=place, precision=hardware.precision)
     check_same_base(file, base, prompt_file=name, allow_other=allow_other_base)
-    return LoadedPrompt(SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(file.weight)), base, file, name)
+    encoder = encoder_of(file.facts, base, prompt_file=name)
+    prompt = SoftPromptEmbedding.from_tensor(file.weight)
+    model_with_prompt = SoftPromptModel(base.model, prompt, encoder.before_ids, encoder.after_ids)
+    return LoadedPrompt(model_with_prompt, base, file, encoder)
 
 
 def _train(given: dict[str, Any], in_memory: dict[str, Any], progress: bool) -> TrainedPrompt:

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softprompt.engine import bloom, forward
 from softprompt.engine.batches import Pack, cut_passes, pack_rows
+from softprompt.engine.front import Front
 from softprompt.system.process import silence_libraries
 from softprompt.training import soap
 
@@ -97,8 +98,8 @@ def in_place(options: argparse.Namespace) -> None:
 
 def as_pack(step: list, virtual_tokens: int) -> Pack:
     """All rows of a step in one pass."""
-    (members,) = cut_passes(step, num_virtual_tokens=virtual_tokens, max_tokens=1 << 30)
-    return pack_rows(members, num_virtual_tokens=virtual_tokens)
+    (members,) = cut_passes(step, front_length=virtual_tokens, max_tokens=1 << 30)
+    return pack_rows(members, front_length=virtual_tokens)
 
 
 @contextlib.contextmanager
@@ -112,7 +113,7 @@ def without(*names: str) -> Iterator[None]:
 
 def train(model: torch.nn.Module, prompt: Tensor, packs: list[Pack]) -> None:
     for pack in packs:
-        forward.pack_loss(model, prompt, pack).backward()
+        forward.pack_loss(model, Front(prompt=prompt), pack).backward()
 
 
 def alone(dtype: torch.dtype) -> None:

@@ -52,7 +52,11 @@ class Side:
 
     def model(self, base_model: PreTrainedModel) -> SoftPromptModel | PreTrainedModel:
         """The base with this side's prompt, or alone."""
-        return base_model if self.prompt is None else SoftPromptModel(base_model, self.prompt)
+        return (
+            base_model
+            if self.prompt is None
+            else SoftPromptModel(base_model, self.prompt, self.encoder.before_ids, self.encoder.after_ids)
+        )
 
     @property
     def num_front(self) -> int:

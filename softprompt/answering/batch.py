@@ -159,7 +159,7 @@ def answers_beside_references(
     questions = [question for question, _ in pairs]
     longest = 2 * max(len(reference) for _, reference in pairs)
     if (limit := context_limit(model.base_model)) is not None:
-        room = limit - model.soft_prompt.num_virtual_tokens - max(map(len, questions))
+        room = limit - len(model.front) - max(map(len, questions))
         longest = min(longest, room)  # at least 1, since a row with its response fits
     answers = greedy_answers(model, encoder, questions, max_new_tokens=longest, batch_size=batch_size)
     return [

@@ -21,7 +21,6 @@ from softprompt.data.row import Row
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, UserError
-from softprompt.prompt.encoder import encoder_of
 from softprompt.prompt.file import PromptFile
 from softprompt.prompt.fit import context_limit, require_room
 from softprompt.system.process import is_out_of_memory
@@ -69,6 +68,7 @@ class Question:
 def answer_rows(
     model: SoftPromptModel,
     base: Base,
+    encoder: Encoder,
     config: GenerateConfig,
     *,
     rows: Sequence[Row],
@@ -80,7 +80,8 @@ def answer_rows(
 
     Args:
         name: what messages call the rows.
-        prompt: the file of the model's prompt. Its template is put around the rows, and `resume` compares its hash.
+        encoder: how the prompt's file has rows written.
+        prompt: the file of the model's prompt, whose hash `resume` compares.
 
     Raises:
         UserError: a row leaves no room for an answer, `resume` finds the answers of another run, memory runs out, or
@@ -88,10 +89,9 @@ def answer_rows(
         Interrupted: SIGINT or SIGTERM arrived; all finished batches are saved.
     """
     report = report or JobReport()
-    encoder = encoder_of(prompt.facts, base, prompt_file=config.prompt_file)
     questions = [Question(*pair) for pair in zip(rows, encoder.questions(rows), strict=True)]
     require_known_ids(base, (id for question in questions for id in question.ids))
-    front = model.num_front
+    front = len(model.front)
     _check_room(questions, base, config, encoder, front, name)
     file = _open(config, _recipe(questions, base, config, prompt.metadata["sha256"]), len(questions), report)
     waiting = [question for question in questions if question.row.number not in file.answers]

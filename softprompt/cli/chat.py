@@ -13,13 +13,11 @@ from softprompt.errors import UserError
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt chat") -> None:
     """Answer the lines of standard input until it ends."""
     config = parse(ChatConfig, argv, prog=prog, description=__doc__, positional="prompt_file")
-    model, base, file = load_prompted_base(config)
+    model, base, _, encoder = load_prompted_base(config)
 
     from softprompt.answering.batch import draw_seed
     from softprompt.data.row import Row
-    from softprompt.prompt.encoder import encoder_of
 
-    encoder = encoder_of(file.facts, base, prompt_file=config.prompt_file)
     seed = draw_seed() if config.seed is None else config.seed
     if config.samples:
         print(f"seed: {seed}", file=sys.stderr)

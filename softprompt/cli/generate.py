@@ -37,13 +37,11 @@ def answer_one(config: GenerateConfig) -> None:
     instruction = read_standard_input() if config.instruction == "-" else config.instruction
     if instruction is not None and not instruction.strip():
         raise UserError("`instruction`: the question is empty; type one, or leave the flag out for a sample question")
-    model, base, file = load_prompted_base(config)
+    model, base, _, encoder = load_prompted_base(config)
 
     from softprompt.answering.batch import draw_seed
     from softprompt.data.row import Row
-    from softprompt.prompt.encoder import encoder_of
 
-    encoder = encoder_of(file.facts, base, prompt_file=config.prompt_file)
     if instruction is None:
         instruction = sample_question(base.name, base.tokenizer)
     question = Row.asked(instruction, config.input)
@@ -71,15 +69,16 @@ def answer_many(config: GenerateConfig) -> None:
     rows, name, notes = load_questions(config.instructions)
     for line in describe_notes(notes):
         print(line, file=sys.stderr)
-    model, base, prompt = load_prompted_base(config)
-    answer_rows(model, base, config, rows=rows, name=name, prompt=prompt, report=TerminalJobReport())
+    model, base, prompt, encoder = load_prompted_base(config)
+    answer_rows(model, base, encoder, config, rows=rows, name=name, prompt=prompt, report=TerminalJobReport())
 
 
-def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, PromptFile]":
-    """Return the base with the prompt in front, the base, and the prompt file; notes on them go to stderr."""
+def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, PromptFile, Encoder]":
+    """Return the base with the prompt, the base, the prompt file and its encoder; notes on them go to stderr."""
     from softprompt.base.device import resolve_device
     from softprompt.engine.model import SoftPromptModel
     from softprompt.prompt.embedding import SoftPromptEmbedding
+    from softprompt.prompt.encoder import encoder_of
     from softprompt.prompt.file import load_prompt
     from softprompt.prompt.fit import check_same_base, load_prompt_base
 
@@ -93,7 +92,9 @@ def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, Prom
     for note in (*base.notes, remark):
         if note:
             print(flags_in(f"note: {note}"), file=sys.stderr)
-    return SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(file.weight)), base, file
+    encoder = encoder_of(file.facts, base, prompt_file=config.prompt_file)
+    prompt = SoftPromptEmbedding.from_tensor(file.weight)
+    return SoftPromptModel(base.model, prompt, encoder.before_ids, encoder.after_ids), base, file, encoder
 
 
 def check_question(
@@ -107,7 +108,7 @@ def check_question(
     (ids,) = encoder.questions([question])
     require_known_ids(base, ids)
     text_tokens = len(ids) + new_token_budget(config, len(ids), encoder)
-    require_room(base.model, model.num_front, text_tokens, option=limit_of(config, encoder))
+    require_room(base.model, len(model.front), text_tokens, option=limit_of(config, encoder))
 
 
 def print_answers(

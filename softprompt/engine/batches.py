@@ -1,12 +1,12 @@
 """Which rows share a forward pass, and which place every token has in it. These are pure functions on lists.
 
-A pack is one sequence. It begins with the shared prefix, which is the prompt and the ids that all of its rows begin
-with (the template's opening words). The rests of the rows follow, one after another, without padding. A place is an
-index into this sequence; a position is the position_id that the base gets for it:
+A pack is one sequence. It begins with the shared prefix, which is the front (`front.py`) and the ids that all of its
+rows begin with (the template's opening words). The rests of the rows follow, one after another, without padding. A
+place is an index into this sequence; a position is the position_id that the base gets for it:
 
-    place      0 .. P-1   P .. Z-1     Z ..            ..
-    holds      prompt     opening      rest of row 1   rest of row 2   ...
-    position   0 .. P-1   P .. Z-1     Z, Z+1, ..      Z, Z+1, ..
+    place      0 .. F-1   F .. Z-1     Z ..            ..
+    holds      front      opening      rest of row 1   rest of row 2   ...
+    position   0 .. F-1   F .. Z-1     Z, Z+1, ..      Z, Z+1, ..
 
 Attention is causal, so the Z places of the shared prefix depend on no row and are computed once for all rows
 (`attention.py`). A row ends with the last token that predicts a label: its eos is a target and never an input.
@@ -24,11 +24,11 @@ from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows behind one prompt of P virtual tokens, as one sequence of S places.
+    """Rows behind one front of F positions, as one sequence of S places.
 
     Attributes:
-        num_virtual_tokens: P; it is 0 for the base alone.
-        input_ids: the S - P ids behind the prompt.
+        front_length: F; it is 0 for the base alone.
+        input_ids: the S - F ids behind the front.
         bounds: Z, then the end of every row that has places of its own; the last bound is S.
         places: the N places whose hidden states predict a label, row by row; a place inside the shared prefix is listed
             once for every row that predicts from it.
@@ -36,7 +36,7 @@ class Pack:
         counts: how many of the N places belong to each row, in the order of the rows.
     """
 
-    num_virtual_tokens: int
+    front_length: int
     input_ids: list[int]
     bounds: list[int]
     places: list[int]
@@ -55,14 +55,14 @@ class Pack:
         return [*range(self.num_shared), *(position for row in own for position in row)]
 
 
-def pack_rows(rows: Sequence[EncodedRow], *, num_virtual_tokens: int) -> Pack:
-    """Put rows behind one prompt. A row without labels takes no places and has a count of 0.
+def pack_rows(rows: Sequence[EncodedRow], *, front_length: int) -> Pack:
+    """Put rows behind one front. A row without labels takes no places and has a count of 0.
 
-    Without a prompt, nothing stands in front of a row's first id to predict it, so its label does not count.
+    Behind an empty front, nothing stands in front of a row's first id to predict it, so its label does not count.
     """
     inputs = [ids for row in rows if (ids := needed_ids(row))]
     opening = _common_opening(inputs)
-    shared = num_virtual_tokens + len(opening)
+    shared = front_length + len(opening)
     rests = [ids[len(opening) :] for ids in inputs]
     bounds = [*accumulate((len(rest) for rest in rests if rest), initial=shared)]
     places: list[int] = []
@@ -73,18 +73,18 @@ def pack_rows(rows: Sequence[EncodedRow], *, num_virtual_tokens: int) -> Pack:
         before = len(targets)
         end = len(needed_ids(row))
         for token, label in enumerate(row.labels[: end + 1]):
-            if label == IGNORE_INDEX or (token == 0 and num_virtual_tokens == 0):
+            if label == IGNORE_INDEX or (token == 0 and front_length == 0):
                 continue
-            place = num_virtual_tokens + token - 1  # the token in front predicts this label
+            place = front_length + token - 1  # the token in front predicts this label
             places.append(place if place < shared else place - shared + start)
             targets.append(label)
         counts.append(len(targets) - before)
         start += max(0, end - len(opening))
-    return Pack(num_virtual_tokens, opening + [id for rest in rests for id in rest], bounds, places, targets, counts)
+    return Pack(front_length, opening + [id for rest in rests for id in rest], bounds, places, targets, counts)
 
 
-def cut_passes(rows: Sequence[EncodedRow], *, num_virtual_tokens: int, max_tokens: int) -> list[list[EncodedRow]]:
-    """Distribute rows over few passes of at most `max_tokens` places each, the prompt included.
+def cut_passes(rows: Sequence[EncodedRow], *, front_length: int, max_tokens: int) -> list[list[EncodedRow]]:
+    """Distribute rows over few passes of at most `max_tokens` places each, the front included.
 
     The longest rows are placed first, each in the first pass that has room for it. A row that is longer than
     `max_tokens` gets a pass of its own. The rows' common opening is counted for every row, so a pack may be shorter.
@@ -94,7 +94,7 @@ def cut_passes(rows: Sequence[EncodedRow], *, num_virtual_tokens: int, max_token
         length = len(needed_ids(row))
         place = next((i for i, (used, _) in enumerate(passes) if used + length <= max_tokens), None)
         if place is None:
-            passes.append((num_virtual_tokens + length, [row]))
+            passes.append((front_length + length, [row]))
         else:
             passes[place] = (passes[place][0] + length, [*passes[place][1], row])
     return [members for _, members in passes]

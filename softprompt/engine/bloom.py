@@ -23,23 +23,22 @@ def is_bloom(model: PreTrainedModel) -> TypeGuard[BloomForCausalLM]:
     return model.config.model_type == "bloom"
 
 
-def hidden_states(model: BloomForCausalLM, prompt: Tensor, text: Tensor, places: Tensor, attend, recompute: bool):
-    """Compute the final hidden states `[N, H]` at `places` of the sequence `[prompt | text]`.
+def hidden_states(model: BloomForCausalLM, parts: list[Tensor], places: Tensor, attend, recompute: bool):
+    """Compute the final hidden states `[N, H]` at `places` of a sequence of S embeddings.
 
     Args:
-        prompt: embeddings `[P, H]` of the virtual tokens, in the base's dtype.
-        text: embeddings `[S - P, H]` of the ids behind the prompt.
+        parts: the sequence, cut into `[*, H]` in the base's dtype, so that a part is trained as a whole or not at all.
         places: indices into the sequence, int64 `[N]`.
         attend: a function from query, key and value `[Q, S, D]` and the `Rules` to `[S, Q, D]`.
         recompute: keep only the layers' inputs and compute the rest again in the backward pass.
     """
     base = model.transformer
     rules = attention_rules(model)
-    parts = [base.word_embeddings_layernorm(part) for part in (prompt, text)]
+    parts = [base.word_embeddings_layernorm(part) for part in parts]
     hidden = torch.cat(parts)  # [S, H]
     last = len(base.h) - 1
     for depth, layer in enumerate(base.h):
-        # nothing in front of the first layer's text is trained, so autograd can skip the projections of that part
+        # no token's embedding is trained, so in the first layer autograd can skip the projections of all but the prompt
         inputs = parts if depth == 0 else [hidden]
         arguments = (layer, hidden, inputs, attend, rules, places if depth == last else None)
         hidden = checkpoint(layer_output, *arguments, use_reentrant=False) if recompute else layer_output(*arguments)

@@ -1,10 +1,10 @@
-"""The key/value cache of one batch, with the soft prompt's keys and values in front. Its size never changes.
+"""The key/value cache of one batch, with the front's keys and values (`front.py`) first. Its size never changes.
 
 Every row of the batch uses the same slots; T counts its pads too:
 
-    slot       0 .. P-1   P .. P+T-1             P+T ..
-    holds      prompt     pads, then the text    new tokens
-    position   0 .. P-1   none, then P, P+1, ..  one more each
+    slot       0 .. F-1   F .. F+T-1             F+T ..
+    holds      front      pads, then the text    new tokens
+    position   0 .. F-1   none, then F, F+1, ..  one more each
 
 All rows fill the same slots in the same forward pass, whatever their length. Only the positions decide which slots a
 row sees. Letters in shapes: the B rows have S slots each, of which a forward pass fills L and looks at K; there are Q
@@ -25,19 +25,19 @@ PAD = 1 << 30  # the position of a pad: it comes after every real token, so caus
 class Cache:
     """Keys and values `[B, G, S, D]` of every layer, and the slots that the current forward pass fills."""
 
-    def __init__(self, positions: Tensor, prompt: "Cache | None" = None) -> None:
+    def __init__(self, positions: Tensor, front: "Cache | None" = None) -> None:
         """Make room for slots with these `positions`, int64 `[B, S]`.
 
         Args:
-            prompt: a cache of one row, whose P slots are copied to the front of every row.
+            front: a cache of one row, whose F slots become the first slots of every row.
         """
         self.padded = bool((positions == PAD).any())
         # [B or 1, S]: without pads, all rows have the same positions
         self.positions = positions if self.padded else positions[:1]
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
-        if prompt is not None:
-            for mine, given in ((self.keys, prompt.keys), (self.values, prompt.values)):
+        if front is not None:
+            for mine, given in ((self.keys, front.keys), (self.values, front.values)):
                 for layer, tensor in given.items():
                     mine[layer] = _room(tensor, positions.shape[1], len(positions))
                     mine[layer][:, :, : tensor.shape[2]] = tensor
@@ -81,12 +81,12 @@ class Cache:
         return self._biases[key]
 
 
-def slot_positions(mask: Tensor, num_virtual_tokens: int, new_tokens: int) -> Tensor:
-    """The positions of all slots, int64 `[B, P + T + new]`, from the attention_mask `[B, T]` of a left-padded text.
+def slot_positions(mask: Tensor, front_length: int, new_tokens: int) -> Tensor:
+    """The positions of all slots, int64 `[B, F + T + new]`, from the attention_mask `[B, T]` of a left-padded text.
 
-    Real tokens are counted from 0, the virtual tokens first; pads get `PAD`.
+    Real tokens are counted from 0, the front's first; pads get `PAD`.
     """
-    real = F.pad(mask != 0, (num_virtual_tokens, new_tokens), value=True)
+    real = F.pad(mask != 0, (front_length, new_tokens), value=True)
     return (real.cumsum(1) - 1).masked_fill(~real, PAD)
 
 

@@ -1,4 +1,4 @@
-"""Decoding behind a prompt whose keys and values are computed once: prefill the texts, then add one token at a time.
+"""Decoding behind a front whose keys and values are computed once: prefill the texts, then add one token at a time.
 
 transformers' `generate` prepares everything: the settings and their checks, logits processors, stopping criteria and
 repeated rows. It then calls `decode` in place of its own loop, through its argument `custom_generate`. The ids and the
@@ -62,7 +62,7 @@ def can_decode(base_model: PreTrainedModel, settings: dict) -> bool:
 def text_lengths(base_model: PreTrainedModel, settings: dict, text_length: int) -> dict:
     """Turn `max_length` and `min_length`, which count text ids, into `max_new_tokens` and `min_new_tokens`.
 
-    Limits on new tokens do not depend on how the prompt is fed. What the caller passes wins over the caller's
+    Limits on new tokens do not depend on how the front is fed. What the caller passes wins over the caller's
     generation config, and that wins over the base's; within each of them, a limit on new tokens wins over a length. If
     none of them has a limit, there are 20 new tokens, as in transformers.
 
@@ -86,16 +86,16 @@ def text_lengths(base_model: PreTrainedModel, settings: dict, text_length: int) 
     return settings
 
 
-def prompt_cache(base_model: PreTrainedModel, prompt: Tensor) -> Cache:
-    """Run the prompt `[P, H]`, in the base's dtype, through the base; returns a cache of one row and P slots.
+def front_cache(base_model: PreTrainedModel, embeds: Tensor) -> Cache:
+    """Run a front's embeddings `[F, H]`, in the base's dtype, through the base: a cache of one row and F slots.
 
     Every later batch copies from this cache.
     """
-    slots = torch.arange(len(prompt), device=prompt.device)
+    slots = torch.arange(len(embeds), device=embeds.device)
     cache = Cache(slots[None])
-    cache.begin(slots, len(prompt))
+    cache.begin(slots, len(embeds))
     with running(base_model) as run:
-        run(cache, prompt[None])
+        run(cache, embeds[None])
     return cache
 
 
@@ -106,25 +106,25 @@ def decode(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    prompt: Cache,
+    front: Cache,
     streamer: BaseStreamer | None,
     **model_inputs: Tensor | None,
 ) -> Tensor:
-    """Decode in place of the loop of `generate`, which prepares and passes all but `prompt` and `streamer`.
+    """Decode in place of the loop of `generate`, which prepares and passes all but `front` and `streamer`.
 
     Args:
         input_ids: int64 `[B, T]`, left-padded; no row consists of pads alone.
-        prompt: the cache that `prompt_cache` made.
+        front: the cache that `front_cache` made.
         model_inputs: contains `attention_mask`, `[B, T]` with 0 at pads, or None if there are no pads.
 
     Returns:
         int64 `[B, T + new]`.
     """
     rows, length = input_ids.shape
-    start, limit = prompt.positions.shape[1], generation_config.max_length
+    start, limit = front.positions.shape[1], generation_config.max_length
     mask = model_inputs["attention_mask"]
     mask = torch.ones_like(input_ids) if mask is None else mask
-    cache = Cache(slot_positions(mask, start, limit - length), prompt)
+    cache = Cache(slot_positions(mask, start, limit - length), front)
     choose = _draw if generation_config.do_sample else functools.partial(torch.argmax, dim=-1)
     # the annotation is for type checkers: transformers' own asks for a LongTensor, and no tensor is of that class
     processors: Callable[..., Tensor] = LogitsProcessorList(each for each in logits_processor if not _idle(each))

@@ -1,6 +1,6 @@
 """How a pack runs through a base: through `bloom.py` for BLOOM, else through transformers' attention interface.
 
-Every result is what the base computes when each row runs alone behind the prompt; the tests check that.
+Every result is what the base computes when each row runs alone behind the front; the tests check that.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from softprompt.engine import bloom, flex_attention
 from softprompt.engine.attention import Layout, Rules, attend
 from softprompt.engine.batches import Pack
 from softprompt.engine.families import own_attention, recomputed_layers
+from softprompt.engine.front import Front
 from softprompt.engine.loss import Head, head_cross_entropy, head_scores
 
 
@@ -29,34 +30,33 @@ def attention_note(base_model: PreTrainedModel) -> str | None:
     return reason and f"note: rows attend one by one, since FlexAttention does not work here ({reason})"
 
 
-def pack_loss(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack, *, recompute: bool = False) -> Tensor:
+def pack_loss(base_model: PreTrainedModel, front: Front, pack: Pack, *, recompute: bool = False) -> Tensor:
     """Sum the cross-entropy over a pack's targets: a scalar in fp32 (fp64 for an fp64 base).
 
     The pack must have at least one target. The arguments are those of `pack_hidden_states`.
     """
-    hidden = pack_hidden_states(base_model, prompt, pack, recompute=recompute)
+    hidden = pack_hidden_states(base_model, front, pack, recompute=recompute)
     return head_cross_entropy(hidden, Head.of(base_model), torch.tensor(pack.targets, device=base_model.device))
 
 
 @torch.no_grad()
-def pack_scores(base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack) -> tuple[Tensor, Tensor]:
+def pack_scores(base_model: PreTrainedModel, front: Front, pack: Pack) -> tuple[Tensor, Tensor]:
     """Return -log p of each target of a pack, fp32 `[N]` (fp64 for fp64 bases), and whether it was the argmax.
 
     The second tensor is bool `[N]`. The arguments are those of `pack_hidden_states`.
     """
     if not pack.targets:
         return torch.zeros(0), torch.zeros(0, dtype=torch.bool)
-    hidden = pack_hidden_states(base_model, prompt, pack)
+    hidden = pack_hidden_states(base_model, front, pack)
     return head_scores(hidden, Head.of(base_model), torch.tensor(pack.targets, device=base_model.device))
 
 
-def pack_hidden_states(
-    base_model: PreTrainedModel, prompt: Tensor | None, pack: Pack, *, recompute: bool = False
-) -> Tensor:
+def pack_hidden_states(base_model: PreTrainedModel, front: Front, pack: Pack, *, recompute: bool = False) -> Tensor:
     """Compute the final hidden states, the input of the LM head, at a pack's `places`: `[N, H]` in the base's dtype.
 
     Args:
-        prompt: `[P, H]`, any float dtype; None runs the base alone.
+        front: what stands in front of the rows; `Front()` runs the base alone.
+        pack: the rows, packed behind a front of this length.
         recompute: keep only the layers' inputs for the backward pass (gradient checkpointing).
 
     Raises:
@@ -64,23 +64,22 @@ def pack_hidden_states(
     """
     ids = torch.tensor(pack.input_ids, dtype=torch.long, device=base_model.device)
     places = torch.tensor(pack.places, device=base_model.device)
-    text = base_model.get_input_embeddings()(ids)  # [S - P, H]
-    prompt = text[:0] if prompt is None else prompt.to(text.dtype)
+    parts = [part[0] for part in front.embeds(base_model.get_input_embeddings(), ids[None])]
     layout = Layout.of(pack, base_model.device)
     if bloom.is_bloom(base_model):
-        return bloom.hidden_states(base_model, prompt, text, places, functools.partial(_attend, layout), recompute)
-    return _through_interface(base_model, prompt, text, layout, places, recompute)
+        return bloom.hidden_states(base_model, parts, places, functools.partial(_attend, layout), recompute)
+    return _through_interface(base_model, parts, layout, places, recompute)
 
 
 def _through_interface(
-    base_model: PreTrainedModel, prompt: Tensor, text: Tensor, layout: Layout, places: Tensor, recompute: bool
+    base_model: PreTrainedModel, parts: list[Tensor], layout: Layout, places: Tensor, recompute: bool
 ) -> Tensor:
     """Compute the hidden states `[N, H]` at `places` with a base whose attention can be replaced by name."""
 
     def attend_row(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
         return _attend(layout, query[0], key[0], value[0], rules)[None]
 
-    embeds = torch.cat([prompt, text])[None]  # [1, S, H]
+    embeds = torch.cat(parts)[None]  # [1, S, H]
     settings = {"position_ids": layout.positions[None], "use_cache": False, "attend": attend_row}
     recomputed = recomputed_layers(base_model, own_attention) if recompute else contextlib.nullcontext()
     with recomputed, own_attention(base_model):

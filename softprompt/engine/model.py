@@ -1,10 +1,12 @@
 """A frozen base with a soft prompt in front of its input, with the interface of a transformers model.
 
-Letters in shapes: B rows of T text tokens, P virtual tokens, hidden size H, vocabulary size V.
+Letters in shapes: B rows of T text tokens behind a front of F positions (P virtual tokens and the ids around them),
+hidden size H, vocabulary size V.
 """
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -14,7 +16,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from softprompt.base.vocabulary import embedding_weight
 from softprompt.engine.cache import Cache
-from softprompt.engine.decoding import can_decode, decode, prompt_cache, text_lengths
+from softprompt.engine.decoding import can_decode, decode, front_cache, text_lengths
+from softprompt.engine.front import Front
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
@@ -24,6 +27,9 @@ from softprompt.tokens.encoding import IGNORE_INDEX
 class SoftPromptModel(nn.Module):
     """A causal LM whose only trainable parameter is the prompt in front of its input.
 
+    The prompt may stand between token ids that all inputs share, such as the opening of a chat's system turn and its
+    close. These and the prompt are the front; `input_ids` is always what follows the front.
+
     The base is frozen and stays in eval mode, even after `train()`, since dropout would make a row depend on its batch.
     The base is neither cast nor moved: load it in the precision and on the device that you want.
     """
@@ -31,11 +37,22 @@ class SoftPromptModel(nn.Module):
     base_model: PreTrainedModel
     soft_prompt: SoftPromptEmbedding
 
-    def __init__(self, base_model: PreTrainedModel, soft_prompt: SoftPromptEmbedding) -> None:
+    def __init__(
+        self,
+        base_model: PreTrainedModel,
+        soft_prompt: SoftPromptEmbedding,
+        before: Sequence[int] = (),
+        after: Sequence[int] = (),
+    ) -> None:
         """Freeze `base_model` and put `soft_prompt` on its device.
 
+        Args:
+            before: token ids in front of the prompt.
+            after: token ids between the prompt and the text.
+
         Raises:
-            UserError: the prompt and the base differ in hidden size, or the base does not take `inputs_embeds`.
+            UserError: the prompt and the base differ in hidden size, the base does not take `inputs_embeds`, or it has
+                no embedding for an id of the front.
         """
         super().__init__()
         width = base_model.get_input_embeddings()(_one_token(base_model)).shape[-1]
@@ -43,15 +60,17 @@ class SoftPromptModel(nn.Module):
             raise UserError(f"the prompt is {soft_prompt.hidden_size} wide, the base's embeddings {width}")
         if "inputs_embeds" not in inspect.signature(base_model.forward).parameters:
             raise UserError(f"{type(base_model).__name__} takes no inputs_embeds, so no prompt can stand in front")
+        _require_embeddings(base_model, before=before, after=after)
         self.base_model = base_model.requires_grad_(False)
         self.soft_prompt = soft_prompt.to(base_model.device)
-        self._prompt: tuple[Tensor, Cache] | None = None  # the last prompt that generated, and its keys and values
+        self._before, self._after = tuple(before), tuple(after)
+        self._cached: tuple[Tensor, Cache] | None = None  # the last front that generated, and its keys and values
         self.train()
 
     @property
-    def num_front(self) -> int:
-        """How many places stand in front of the text."""
-        return self.soft_prompt.num_virtual_tokens
+    def front(self) -> Front:
+        """What stands in front of every row; its `len` is F."""
+        return Front(self._before, self.soft_prompt.weight, self._after)
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +105,7 @@ class SoftPromptModel(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> CausalLMOutput:
-        """Run the base on the prompt followed by the text.
+        """Run the base on the front followed by the text.
 
         Args:
             input_ids: int64 `[B, T]`.
@@ -94,12 +113,12 @@ class SoftPromptModel(nn.Module):
             labels: int64 `[B, T]`, aligned with `input_ids` (not shifted); -100 marks tokens without a loss.
 
         Returns:
-            An output as PEFT's model returns it. `logits` is `[B, P + T, V]`, and `logits[:, P + i]` belongs to
+            An output as PEFT's model returns it. `logits` is `[B, F + T, V]`, and `logits[:, F + i]` belongs to
             `input_ids[:, i]`; at pads it is finite but has no meaning. With `labels`, `loss` is the mean cross-entropy
             over the supervised tokens, or 0 if there are none.
         """
         embeds, mask, order = self._place(input_ids, attention_mask, pads_last=True)
-        logits = self._base_logits(embeds, mask)  # [B, P + T, V]
+        logits = self._base_logits(embeds, mask)  # [B, F + T, V]
         loss = None
         if labels is not None:
             targets = _next_labels(self._extend(labels, IGNORE_INDEX), order)
@@ -120,16 +139,16 @@ class SoftPromptModel(nn.Module):
         The arguments are those of `forward`. The returned labels are -100 in the rows that have none at that position.
         """
         embeds, mask, order = self._place(input_ids, attention_mask, pads_last=True)
-        targets = _next_labels(self._extend(labels, IGNORE_INDEX), order)  # [B, P + T]
+        targets = _next_labels(self._extend(labels, IGNORE_INDEX), order)  # [B, F + T]
         places = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
         return self._base_logits(embeds, mask, places), targets[:, places]
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **generation_kwargs) -> Tensor:
-        """Run transformers' `generate` behind the prompt, with all of its arguments.
+        """Run transformers' `generate` behind the front, with all of its arguments.
 
-        `max_length`, `min_length` and the repetition penalty count text ids only, never the P virtual tokens. Greedy
-        decoding and sampling run in `decoding.py` and reuse the prompt's keys and values. Beam search, and every
+        `max_length`, `min_length` and the repetition penalty count text ids only, never the front. Greedy
+        decoding and sampling run in `decoding.py` and reuse the front's keys and values. Beam search, and every
         setting that `decoding.py` does not list, run in transformers' own loops.
 
         Args:
@@ -149,7 +168,7 @@ class SoftPromptModel(nn.Module):
         ids, mask = input_ids.gather(1, order), mask.gather(1, order)
         generate: Any = self.base_model.generate  # causal LMs have it, PreTrainedModel alone does not
         if mask[:, -1:].numel() and mask[:, -1].all() and can_decode(self.base_model, settings):
-            loop = functools.partial(decode, prompt=self._cached_prompt(), streamer=settings.get("streamer"))
+            loop = functools.partial(decode, front=self._cached_front(), streamer=settings.get("streamer"))
             output = generate(ids, attention_mask=mask, custom_generate=loop, **settings)
         else:
             embeds, mask, _ = self._place(ids, mask, pads_last=False)
@@ -161,12 +180,12 @@ class SoftPromptModel(nn.Module):
         sequences[:, : ids.shape[1]] = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
         return output
 
-    def _cached_prompt(self) -> Cache:
-        """The prompt's keys and values; they are computed again only if the prompt or the base's dtype has changed."""
-        prompt = self.soft_prompt.weight.detach().to(embedding_weight(self.base_model.get_input_embeddings()))  # [P, H]
-        if self._prompt is None or not _same(self._prompt[0], prompt):
-            self._prompt = (prompt.clone(), prompt_cache(self.base_model, prompt))
-        return self._prompt[1]
+    def _cached_front(self) -> Cache:
+        """The front's keys and values; they are computed again only if its embeddings or their dtype have changed."""
+        embeds = self._embed(_no_text(self.base_model))[0]  # [F, H]
+        if self._cached is None or not _same(self._cached[0], embeds):
+            self._cached = (embeds, front_cache(self.base_model, embeds))
+        return self._cached[1]
 
     def trainable_parameters_line(self) -> str:
         """How many parameters train, out of how many, in PEFT's wording."""
@@ -176,7 +195,7 @@ class SoftPromptModel(nn.Module):
         return f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}"
 
     def _base_logits(self, embeds: Tensor, mask: Tensor, places: Tensor | None = None) -> Tensor:
-        """Compute the base's logits at all positions, `[B, P + T, V]`, or only at `places`, `[B, len(places), V]`."""
+        """Compute the base's logits at all positions, `[B, F + T, V]`, or only at `places`, `[B, len(places), V]`."""
         if places is None:
             return self.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits
         if "logits_to_keep" not in inspect.signature(self.base_model.forward).parameters:
@@ -187,18 +206,16 @@ class SoftPromptModel(nn.Module):
     def _place(
         self, input_ids: Tensor, attention_mask: Tensor | None, *, pads_last: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Embed the text, put the prompt in front of it, and move the pads to one end, never between prompt and text.
+        """Embed the front and the text, and move the pads to one end, never between the two.
 
         With `pads_last`, causal attention alone hides the pads from every real token, exactly, and every pad still has
-        a key to attend to. Without it the pads come before the prompt, so that new tokens follow the text.
+        a key to attend to. Without it the pads come before the front, so that new tokens follow the text.
 
         Returns:
-            The embeddings `[B, P + T, H]`, the mask `[B, P + T]`, and the order `[B, P + T]`: the index that each
+            The embeddings `[B, F + T, H]`, the mask `[B, F + T]`, and the order `[B, F + T]`: the index that each
             position had before (None when nothing moved).
         """
-        text = self.base_model.get_input_embeddings()(input_ids)  # [B, T, H]
-        prompt = self.soft_prompt(input_ids.shape[0]).to(text.dtype)  # [B, P, H]
-        embeds = torch.cat([prompt, text], dim=1)  # [B, P + T, H]
+        embeds = self._embed(input_ids)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         mask = self._extend((attention_mask != 0).long(), 1)
@@ -209,9 +226,13 @@ class SoftPromptModel(nn.Module):
         embeds = embeds.gather(1, order[..., None].expand_as(embeds))
         return embeds, mask.gather(1, order), order
 
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        """The embeddings of the front and, behind it, of the text: `[B, T]` -> `[B, F + T, H]`."""
+        return torch.cat(self.front.embeds(self.base_model.get_input_embeddings(), input_ids), dim=1)
+
     def _extend(self, values: Tensor, fill: int) -> Tensor:
-        """Put P entries of `fill` in front of every row: `[B, T]` -> `[B, P + T]`."""
-        front = values.new_full((values.shape[0], self.soft_prompt.num_virtual_tokens), fill)
+        """Put F entries of `fill` in front of every row: `[B, T]` -> `[B, F + T]`."""
+        front = values.new_full((values.shape[0], len(self.front)), fill)
         return torch.cat([front, values], dim=1)
 
 
@@ -220,18 +241,31 @@ def _one_token(base_model: PreTrainedModel) -> Tensor:
     return torch.zeros(1, dtype=torch.long, device=base_model.device)
 
 
+def _no_text(base_model: PreTrainedModel) -> Tensor:
+    """One row without ids, `[1, 0]`, on the base's device."""
+    return torch.zeros(1, 0, dtype=torch.long, device=base_model.device)
+
+
+def _require_embeddings(base_model: PreTrainedModel, **fronts: Sequence[int]) -> None:
+    size = len(embedding_weight(base_model.get_input_embeddings()))
+    for name, ids in fronts.items():
+        for id in ids:
+            if not 0 <= id < size:
+                raise UserError(f"`{name}` holds id {id}; the base has embeddings for the ids 0 to {size - 1}")
+
+
 def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same numbers, in the same dtype and on the same device."""
     return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _next_labels(labels: Tensor, order: Tensor | None) -> Tensor:
-    """Shift labels by one: `[B, P + T]` with, at each position, the label of the next token, and -100 at the end."""
+    """Shift labels by one: `[B, F + T]` with, at each position, the label of the next token, and -100 at the end."""
     if order is not None:
         labels = labels.gather(1, order)
     return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], dim=1)
 
 
 def _unsort(logits: Tensor, order: Tensor) -> Tensor:
-    """Move logits `[B, P + T, V]` back to the positions that the caller's ids have."""
+    """Move logits `[B, F + T, V]` back to the positions that the caller's ids have."""
     return logits.gather(1, order.argsort(dim=1)[..., None].expand_as(logits))

@@ -15,6 +15,7 @@ from softprompt.base.vocabulary import embedding_weight
 from softprompt.engine.batches import Pack, cut_passes, pack_rows, pad_rows
 from softprompt.engine.families import can_pack, recomputed_layers
 from softprompt.engine.forward import pack_loss, pack_scores
+from softprompt.engine.front import Front
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.engine.model import SoftPromptModel
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
@@ -44,7 +45,7 @@ def pass_losses(
 
     Args:
         model: a base with a prompt, or a base alone.
-        max_tokens: most positions of a pack, prompt included; a longer row goes alone.
+        max_tokens: most positions of a pack, the front included; a longer row goes alone.
         rows_per_batch: rows of a padded batch, for bases that cannot take packs.
         recompute: keep only the layers' inputs for the backward pass.
     """
@@ -62,7 +63,7 @@ def pass_scores(
 ) -> Iterator[Scored]:
     """Every row, in the order of the passes, with -log p of its labels, `[N]`, and which were the most probable ids.
 
-    Arguments as for `pass_losses`. Without a prompt, a label on a row's first id is predicted by nothing and left out.
+    Arguments as for `pass_losses`. For a base alone, a label on a row's first id is predicted by nothing and left out.
     """
     yield from _route(model, max_tokens, rows_per_batch, pad_token_id).scores(rows)
 
@@ -70,25 +71,24 @@ def pass_scores(
 class _Packed:
     """Rows in packs: one sequence per pass, without pads."""
 
-    def __init__(self, base_model: PreTrainedModel, prompt: Tensor | None, max_tokens: int) -> None:
-        self.base_model, self.prompt, self.max_tokens = base_model, prompt, max_tokens
-        self.count = 0 if prompt is None else len(prompt)  # P
+    def __init__(self, base_model: PreTrainedModel, front: Front, max_tokens: int) -> None:
+        self.base_model, self.front, self.max_tokens = base_model, front, max_tokens
 
     def losses(self, rows: Sequence[EncodedRow], *, recompute: bool) -> Iterator[Tensor]:
         """As `pass_losses`."""
         for _, pack in self._packs(rows):
             if pack.targets:
-                yield pack_loss(self.base_model, self.prompt, pack, recompute=recompute)
+                yield pack_loss(self.base_model, self.front, pack, recompute=recompute)
 
     def scores(self, rows: Sequence[EncodedRow]) -> Iterator[Scored]:
         """As `pass_scores`."""
         for members, pack in self._packs(rows):
-            losses, hits = (each.cpu().split(pack.counts) for each in pack_scores(self.base_model, self.prompt, pack))
+            losses, hits = (each.cpu().split(pack.counts) for each in pack_scores(self.base_model, self.front, pack))
             yield from zip(members, losses, hits, strict=True)
 
     def _packs(self, rows: Sequence[EncodedRow]) -> Iterator[tuple[list[EncodedRow], Pack]]:
-        for members in cut_passes(rows, num_virtual_tokens=self.count, max_tokens=self.max_tokens):
-            yield members, pack_rows(members, num_virtual_tokens=self.count)
+        for members in cut_passes(rows, front_length=len(self.front), max_tokens=self.max_tokens):
+            yield members, pack_rows(members, front_length=len(self.front))
 
 
 class _Padded:
@@ -96,7 +96,7 @@ class _Padded:
 
     def __init__(self, model: SoftPromptModel | PreTrainedModel, rows_per_batch: int, pad_token_id: int) -> None:
         self.model, self.rows_per_batch, self.pad_token_id = model, rows_per_batch, pad_token_id
-        self.base_model = _base_and_prompt(model)[0]
+        self.base_model = _base_and_front(model)[0]
 
     def losses(self, rows: Sequence[EncodedRow], *, recompute: bool) -> Iterator[Tensor]:
         """As `pass_losses`."""
@@ -120,7 +120,7 @@ class _Padded:
             yield rows[start : start + self.rows_per_batch]
 
     def _label_logits(self, members: Sequence[EncodedRow]) -> tuple[Tensor, Tensor]:
-        """Logits `[B, n, V]` and the labels `[B, n]` that they are to predict, with the prompt or by the base alone."""
+        """Logits `[B, n, V]` and the labels `[B, n]` that they are to predict, behind the front, if any."""
         batch = pad_rows(members, pad_token_id=self.pad_token_id, device=self.base_model.device)
         if isinstance(self.model, SoftPromptModel):
             return self.model.label_logits(**batch)
@@ -133,15 +133,15 @@ def _route(
     model: SoftPromptModel | PreTrainedModel, max_tokens: int, rows_per_batch: int, pad_token_id: int
 ) -> _Packed | _Padded:
     """How rows go through this base, chosen in this one place."""
-    base_model, prompt = _base_and_prompt(model)
+    base_model, front = _base_and_front(model)
     if can_pack(base_model):
-        return _Packed(base_model, prompt, max_tokens)
+        return _Packed(base_model, front, max_tokens)
     return _Padded(model, rows_per_batch, pad_token_id)
 
 
-def _base_and_prompt(model: SoftPromptModel | PreTrainedModel) -> tuple[PreTrainedModel, Tensor | None]:
-    """The base, and the prompt `[P, H]` in front of it, if any."""
-    return (model.base_model, model.soft_prompt.weight) if isinstance(model, SoftPromptModel) else (model, None)
+def _base_and_front(model: SoftPromptModel | PreTrainedModel) -> tuple[PreTrainedModel, Front]:
+    """The base, and the front of its rows, which is empty for a base alone."""
+    return (model.base_model, model.front) if isinstance(model, SoftPromptModel) else (model, Front())
 
 
 def tokens_that_fit(base_model: PreTrainedModel) -> int:

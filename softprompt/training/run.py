@@ -91,8 +91,9 @@ def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Re
     # checked first with the option alone, before a prompt of that many virtual tokens is made
     require_room(base.model, config.virtual_tokens or 0, rows.longest, option="max_length")
     prompt = initial_prompt(config, base, rows.train_rows)
-    require_room(base.model, prompt.num_virtual_tokens, rows.longest, option="max_length")
-    trainer = Trainer(SoftPromptModel(base.model, prompt), base, rows, config, report)
+    model = SoftPromptModel(base.model, prompt, rows.encoder.before_ids, rows.encoder.after_ids)
+    require_room(base.model, len(model.front), rows.longest, option="max_length")
+    trainer = Trainer(model, base, rows, config, report)
     checkpoint = last_checkpoint(config.run_folder) if config.resume else None
     if checkpoint is not None:
         trainer.restore(load_checkpoint(checkpoint))

@@ -228,7 +228,8 @@ class Search:
         """Score the test rows, once in a search; return None if there are none."""
         if not self.rows.test_rows:
             return None
-        model = SoftPromptModel(self.base.model, SoftPromptEmbedding.from_tensor(load_prompt(file).weight))
+        prompt, encoder = SoftPromptEmbedding.from_tensor(load_prompt(file).weight), self.rows.encoder
+        model = SoftPromptModel(self.base.model, prompt, encoder.before_ids, encoder.after_ids)
         return total_score(row_scores(model, self.rows.test_rows, pad_token_id=self.base.pad_token_id))
 
     def _options(self, best: TrialResult) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def make_rows(seed, count=6, opening=(7, 8)):
 
 def what_is_seen(pack, place):
     """The ids behind the prompt that a place sees, by position: the shared ones and its own row's up to itself."""
-    ids = {pack.num_virtual_tokens + i: id for i, id in enumerate(pack.input_ids)}
+    ids = {pack.front_length + i: id for i, id in enumerate(pack.input_ids)}
     starts = [start for start in (0, *pack.bounds) if start <= place]
     own = range(starts[-1], place + 1)
     seen = {pack.position_ids[i]: ids.get(i, "virtual") for i in [*range(pack.num_shared), *own] if i <= place}
@@ -35,7 +35,7 @@ def what_is_seen(pack, place):
 @pytest.mark.parametrize("opening", [(), (7, 8)])
 def test_every_prediction_sees_the_prompt_and_its_own_row(seed, count, opening):
     rows = make_rows(seed, opening=opening)
-    pack = pack_rows(rows, num_virtual_tokens=count)
+    pack = pack_rows(rows, front_length=count)
     expected = []
     for row in rows:
         for token, label in enumerate(row.labels):
@@ -47,19 +47,19 @@ def test_every_prediction_sees_the_prompt_and_its_own_row(seed, count, opening):
 
 def test_what_all_rows_begin_with_stands_there_once():
     rows = [EncodedRow([5, 6, 7, 8], [-100, -100, -100, 8]), EncodedRow([5, 6, 9], [-100, -100, 9])]
-    pack = pack_rows(rows, num_virtual_tokens=3)
+    pack = pack_rows(rows, front_length=3)
     # the ids 8 and 9 are predicted and never read; behind the opening only row 1 has a place of its own
     assert (pack.input_ids, pack.bounds) == ([5, 6, 7], [5, 6])
     assert (pack.places, pack.targets) == ([5, 4], [8, 9])
 
 
 def test_a_row_alone_is_all_opening():
-    pack = pack_rows([EncodedRow([5, 6, 7], [-100, 6, 7])], num_virtual_tokens=2)
+    pack = pack_rows([EncodedRow([5, 6, 7], [-100, 6, 7])], front_length=2)
     assert (pack.bounds, pack.places, pack.position_ids) == ([4], [2, 3], [0, 1, 2, 3])
 
 
 def test_rows_without_labels_leave_nothing():
-    pack = pack_rows([EncodedRow([5, 6], [-100, -100])] * 2, num_virtual_tokens=2)
+    pack = pack_rows([EncodedRow([5, 6], [-100, -100])] * 2, front_length=2)
     assert (pack.input_ids, pack.targets, pack.bounds) == ([], [], [2])
 
 
@@ -67,7 +67,7 @@ def test_rows_without_labels_leave_nothing():
 @pytest.mark.parametrize("limit", [1, 12, 35, 10_000])
 def test_passes_hold_every_row_once_and_keep_to_the_budget(seed, limit):
     rows = make_rows(seed, count=12)
-    passes = cut_passes(rows, num_virtual_tokens=5, max_tokens=limit)
+    passes = cut_passes(rows, front_length=5, max_tokens=limit)
     assert sorted(map(id, rows)) == sorted(id(row) for members in passes for row in members)
     for members in passes:
         assert len(members) == 1 or 5 + sum(len(needed_ids(row)) for row in members) <= limit

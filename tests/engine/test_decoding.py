@@ -108,9 +108,9 @@ def test_the_prompt_runs_once_until_it_changes(monkeypatch):
 
     def counted(base_model, prompt):
         runs.append(prompt)
-        return decoding.prompt_cache(base_model, prompt)
+        return decoding.front_cache(base_model, prompt)
 
-    monkeypatch.setattr(model_module, "prompt_cache", counted)
+    monkeypatch.setattr(model_module, "front_cache", counted)
     model, ids = soft_model(make_family("bloom")), torch.stack(texts(6, 6))
     first = [model.generate(ids, **GREEDY) for _ in range(3)]
     assert len(runs) == 1 and torch.equal(first[0], first[2])
@@ -290,7 +290,7 @@ def test_looking_at_all_slots_is_the_same_as_at_those_filled(family):
     """What the CUDA graph does, whose shapes may not grow."""
     base = make_family(family)
     ids, mask = pad(texts(7, 4), "left")
-    prompt = decoding.prompt_cache(base, torch.randn(3, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1)))
+    prompt = decoding.front_cache(base, torch.randn(3, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1)))
     logits = []
     for grows in (True, False):
         cache = Cache(slot_positions(mask, 3, 5), prompt)
@@ -378,7 +378,7 @@ def test_half_precision_stays_close_to_full(family):
     logits = []
     for base in (model, half):
         noise = torch.randn(3, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
-        prompt = decoding.prompt_cache(base, noise.to(base.dtype))
+        prompt = decoding.front_cache(base, noise.to(base.dtype))
         with torch.no_grad(), decoding.running(base) as run:
             cache = Cache(slot_positions(torch.ones_like(ids), 3, 0), prompt)
             logits.append(decoding.feed(base, run, cache, ids, torch.arange(3, 12), 12).float())

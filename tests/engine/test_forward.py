@@ -18,6 +18,7 @@ from softprompt.engine import attention
 from softprompt.engine.batches import pack_rows
 from softprompt.engine.families import THROUGH_INTERFACE, can_pack
 from softprompt.engine.forward import attention_note, pack_hidden_states, pack_loss
+from softprompt.engine.front import Front
 from softprompt.engine.passes import pass_losses
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
@@ -73,7 +74,7 @@ def relative(ours, theirs):
 def test_a_pack_is_its_rows_one_by_one(family, count, kind, dtype):
     model, prompt, rows = make_family(family, dtype), prompt_of(count, dtype), rows_of(kind)
     loss, gradient = one_by_one(model, prompt, rows)
-    packed = pack_loss(model, prompt, pack_rows(rows, num_virtual_tokens=count))
+    packed = pack_loss(model, Front(prompt=prompt), pack_rows(rows, front_length=count))
     narrow = 1e-6 if family in ALWAYS_FP32 else 1e-9
     tolerance = narrow if dtype == torch.float64 else 1e-5
     assert packed.dtype == dtype
@@ -84,12 +85,12 @@ def test_a_pack_is_its_rows_one_by_one(family, count, kind, dtype):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_recomputed_packs_are_the_same_and_keep_less(family):
     model, prompt = make_family(family), prompt_of(4, torch.float32)
-    pack = pack_rows(rows_of("mixed"), num_virtual_tokens=4)
+    pack = pack_rows(rows_of("mixed"), front_length=4)
     gradients, kept = [], []
     for recompute in (False, True):
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
-            loss = pack_loss(model, prompt, pack, recompute=recompute)
+            loss = pack_loss(model, Front(prompt=prompt), pack, recompute=recompute)
             gradients.append(torch.autograd.grad(loss, prompt)[0])
         kept.append(sum(saved))
     assert torch.equal(*gradients)
@@ -103,8 +104,8 @@ def test_a_row_hears_nothing_of_another(family):
     others = [*rows]
     changed = rows[4].input_ids[:2] + [9] * (len(rows[4].input_ids) - 2)  # the opening stays
     others[4] = EncodedRow(changed, rows[4].labels)
-    packs = [pack_rows(side, num_virtual_tokens=4) for side in (rows, others)]
-    before, after = (pack_hidden_states(model, prompt, pack) for pack in packs)
+    packs = [pack_rows(side, front_length=4) for side in (rows, others)]
+    before, after = (pack_hidden_states(model, Front(prompt=prompt), pack) for pack in packs)
     first = sum(row.num_supervised for row in rows[:4])
     own = slice(first, first + rows[4].num_supervised)
     mine = torch.zeros(len(before), dtype=torch.bool)
@@ -116,7 +117,7 @@ def test_a_row_hears_nothing_of_another(family):
     rests = []
     for whole, rest in pairs:
         terms = [
-            torch.autograd.grad(pack_loss(model, prompt, pack_rows(r, num_virtual_tokens=4)), prompt)[0]
+            torch.autograd.grad(pack_loss(model, Front(prompt=prompt), pack_rows(r, front_length=4)), prompt)[0]
             for r in (whole, [whole[4]], rest)
         ]
         rests.append(terms[0] - terms[1])
@@ -129,11 +130,11 @@ def test_traffic_between_rows_would_be_seen(family, monkeypatch):
     """The comparison above fails by far if every row sees every other."""
     model, prompt, rows = make_family(family), prompt_of(4, torch.float32), rows_of("mixed")
     loss, _ = one_by_one(model, prompt, rows)
-    pack = pack_rows(rows, num_virtual_tokens=4)
+    pack = pack_rows(rows, front_length=4)
     right = attention.Layout.of(pack, torch.device("cpu"))
     blind = attention.Layout([right.bounds[0], right.bounds[-1]], right.positions)
     monkeypatch.setattr("softprompt.engine.forward.Layout.of", lambda pack, device: blind)
-    assert relative(pack_loss(model, prompt, pack), loss) > 1e-2
+    assert relative(pack_loss(model, Front(prompt=prompt), pack), loss) > 1e-2
 
 
 @pytest.mark.parametrize("limit", [1, 10, 25, 4096])
@@ -183,7 +184,7 @@ def test_nothing_of_the_model_is_changed():
     model = make_family("llama")
     before = (model.config._attn_implementation, {name: p.clone() for name, p in model.named_parameters()})
     prompt = prompt_of(4, torch.float32)
-    pack_loss(model, prompt, pack_rows(rows_of("mixed"), num_virtual_tokens=4), recompute=True).backward()
+    pack_loss(model, Front(prompt=prompt), pack_rows(rows_of("mixed"), front_length=4), recompute=True).backward()
     assert model.config._attn_implementation == before[0]
     assert all(torch.equal(p, before[1][name]) and p.grad is None for name, p in model.named_parameters())
     assert not any("forward" in vars(module) for module in model.modules())
