@@ -12,6 +12,7 @@ from softprompt.config.commands import EvaluateConfig, run_folder_of
 from softprompt.config.options import flags_in
 from softprompt.errors import UserError
 from softprompt.system.files import check_output_file, write_atomic
+from softprompt.system.foreign import visible
 
 if TYPE_CHECKING:
     from softprompt.base.loading import Base
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     notes = [*(f"note: {note}" for note in chosen.notes), *notes]
     # the note on the text prompt quotes the user's own text, whose backticks stay
     notes = [note if note.startswith(TEXT_PROMPT) else flags_in(note) for note in notes]
-    print(describe_base(base), flags_in(scored), *notes, sep="\n", flush=True)
+    print(describe_base(base), flags_in(scored), *map(visible, notes), sep="\n", flush=True)
 
     # `disable=None`: no bar where stderr is not a terminal
     with tqdm(total=work_of(sides, eval_set), unit="row", disable=None, dynamic_ncols=True) as bar:

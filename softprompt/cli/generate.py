@@ -9,6 +9,7 @@ from softprompt.config.command_line import parse
 from softprompt.config.commands import ChatConfig, GenerateConfig
 from softprompt.config.options import flags_in
 from softprompt.errors import UserError
+from softprompt.system.foreign import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,7 +90,7 @@ def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, Prom
     remark = check_same_base(file, base, prompt_file=config.prompt_file, allow_other=config.allow_other_base)
     for note in (*base.notes, remark):
         if note:
-            print(flags_in(f"note: {note}"), file=sys.stderr)
+            print(visible(flags_in(f"note: {note}")), file=sys.stderr)
     return SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(file.weight)), base, file
 
 

@@ -10,6 +10,7 @@ from softprompt.analysis.table import three_digits
 from softprompt.answering.job import JobReport
 from softprompt.cli.text import describe_evaluation, describe_step, describe_trial
 from softprompt.config.options import flags_in
+from softprompt.system.foreign import visible
 from softprompt.system.process import drop_output
 from softprompt.training.report import BarReport
 from softprompt.training.run_log import EvaluationRecord, StepRecord
@@ -79,7 +80,7 @@ class TerminalJobReport(JobReport):
     bar: Any = None
 
     def say(self, message: str) -> None:
-        print(flags_in(message), file=sys.stderr, flush=True)
+        print(visible(flags_in(message)), file=sys.stderr, flush=True)
 
     def begin(self, done: int, total: int) -> None:
         # `disable=None`: no bar where stderr is not a terminal, so a log file holds only whole lines

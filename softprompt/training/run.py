@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.base.device import resolve_device
+from softprompt.base.known import remember_base
 from softprompt.base.loading import Base, load_base, require_known_ids
 from softprompt.config.commands import SweepConfig, TrainConfig
 from softprompt.config.options import decisive, require_types
@@ -79,6 +80,7 @@ def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Re
     prompt = initial_prompt(config, base, rows.train_rows)
     require_room(base.model, prompt.num_virtual_tokens, rows.longest, option="max_length")
     trainer = Trainer(SoftPromptModel(base.model, prompt), base, rows, config, report)
+    remember_base(base.name, base.revision, base.fingerprint.sha256)
     checkpoint = last_checkpoint(config.run_folder) if config.resume else None
     if checkpoint is not None:
         trainer.restore(load_checkpoint(checkpoint))
