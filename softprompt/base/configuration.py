@@ -18,7 +18,7 @@ from transformers.core_model_loading import WeightConverter
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from softprompt.base.checkpoint import WHOLE_NUMBERS, Stored
 from softprompt.errors import UserError
@@ -146,11 +146,15 @@ def _build_on_meta(config: PretrainedConfig, name: str, *, most: int) -> PreTrai
 
 def _check_quantisation(settings: object, what: str) -> None:
     """Raise `UserError` if the weights are quantised in a way that transformers would ignore."""
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if settings is not None and method not in tuple(AUTO_QUANTIZATION_CONFIG_MAPPING):
-        raise UserError(
-            f"{what}: its quant_method {visible(repr(method))} is unknown to transformers {transformers.__version__}"
-        )
+    if settings is None:
+        return
+    if not isinstance(settings, dict):
+        raise UserError(f"{what}: quantization_config is not an object")
+    with foreign(what):
+        known = AutoHfQuantizer.supports_quant_method(settings)
+    if not known:
+        method = visible(repr(settings.get("quant_method")))
+        raise UserError(f"{what}: its quant_method {method} is unknown to transformers {transformers.__version__}")
 
 
 def _check_padding(config: PretrainedConfig, name: str) -> None:

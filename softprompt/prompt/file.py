@@ -26,7 +26,7 @@ TENSOR_NAME = "prompt_embeddings"
 FORMAT = "softprompt"
 FORMAT_VERSION = "2"
 READABLE_VERSIONS = ("1", "2")  # version 1 knows the tutorial's template only, in front of everything and without bos
-MAX_TENSOR_BYTES = 1 << 30
+MAX_TENSOR_BYTES = 1 << 33
 MAX_VALUE = 1e15  # squares of larger numbers, summed over the hidden size, overflow in fp32
 
 

@@ -9,7 +9,8 @@ import torch
 
 from softprompt import SoftPromptEmbedding, UserError, load_prompt, save_prompt
 from softprompt.base.fingerprint import Fingerprint, compare_fingerprints
-from softprompt.prompt.metadata import MAX_INIT_TEXT, MAX_TEXT, PromptMetadata
+from softprompt.config.commands import MAX_INIT_TEXT
+from softprompt.prompt.metadata import MAX_TEXT, PromptMetadata
 from softprompt.prompt.start import why_no_start
 
 FULL = PromptMetadata(
