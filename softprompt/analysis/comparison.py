@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from softprompt.analysis.choices import actual_choices, choice_log_probabilities, encode_choices
-from softprompt.answering.batch import greedy_answers
+from softprompt.answering.batch import greedy_answers, text_of
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import EvaluateConfig
 from softprompt.data.reading import Row
@@ -17,7 +17,7 @@ from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.file import PromptFile, load_prompt
 from softprompt.prompt.fit import check_same_base, require_room
 from softprompt.system.process import is_out_of_memory
-from softprompt.tokens.encoding import EncodedRow, encode_question, encode_rows
+from softprompt.tokens.encoding import EncodedRow, encode_question, encode_rows, encode_text
 from softprompt.tokens.row_hashes import hashes_of, share_among
 
 NO_PROMPT, TEXT_PROMPT = "no prompt", "text prompt"
@@ -53,6 +53,7 @@ class EvalSet:
         rows: the rows with a response; `encoded` are the same rows as token ids.
         skipped: numbers of the rows without a response.
         questions: token ids of the questions to answer, which are those of the first rows.
+        references: the right answers to the questions, as the tokenizer reads and writes them.
         candidates: every row with each of the choices as its response, `[row][choice]`; empty without choices.
         actual: the right choice of every row; empty without choices.
     """
@@ -62,6 +63,7 @@ class EvalSet:
     encoded: list[EncodedRow]
     skipped: list[int]
     questions: list[list[int]]
+    references: list[str]
     candidates: list[list[EncodedRow]]
     actual: list[str]
 
@@ -152,7 +154,9 @@ def encode_eval_set(rows: Sequence[Row], base: Base, config: EvaluateConfig, *, 
         actual = actual_choices(rows, config.choices, name=name)
         candidates = encode_choices(rows, config.choices, base.tokenizer)
     questions = [encode_question(row, base.tokenizer) for row in rows[: config.eval_generate]]
-    return EvalSet(name, rows, encoded, skipped, questions, candidates, actual)
+    # as the tokenizer reads them: one that normalises could never answer in the row's own letters
+    references = [text_of(encode_text(row.output, base.tokenizer), base.tokenizer) for row in rows[: len(questions)]]
+    return EvalSet(name, rows, encoded, skipped, questions, references, candidates, actual)
 
 
 def check_fit(eval_set: EvalSet, sides: Sequence[Side], base: Base, *, max_new_tokens: int) -> None:

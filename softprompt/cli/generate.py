@@ -125,13 +125,13 @@ def print_answers(
 ) -> None:
     """Print the answers to stdout; at a terminal, a single answer is printed token by token."""
     import torch
-    from transformers.generation.streamers import TextStreamer
 
     from softprompt.answering.batch import generate_answers
+    from softprompt.cli.terminal import AnswerStream
 
     stream = sys.stdout.isatty() and config.num_return_sequences == 1
     torch.manual_seed(seed)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    streamer = AnswerStream(tokenizer) if stream else None
     answers = generate_answers(
         side, tokenizer, config, instruction=instruction, input=input, template=template, streamer=streamer
     )
