@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     from softprompt.analysis.table import describe_figures, figures_of, to_json
     from softprompt.base.device import resolve_device
     from softprompt.cli.terminal import screen_width
-    from softprompt.cli.text import describe_base, describe_split
+    from softprompt.cli.text import describe_answering, describe_base, describe_split
     from softprompt.prompt.fit import load_prompt_base
     from softprompt.tokens.encoded_splits import EncodedSplit, cut_of
 
@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     split = EncodedSplit(eval_set.encoded, eval_set.skipped, cut=cut_of(eval_set.encoded))
     scored = describe_split(f"`data` {chosen.name}", split)
     notes = [*(f"note: {note}" for note in chosen.notes), *notes]
+    notes += describe_answering(base) if eval_set.questions else []
     # the note on the text prompt quotes the user's own text, whose backticks stay
     notes = [note if note.startswith(TEXT_PROMPT) else flags_in(note) for note in notes]
     print(describe_base(base), flags_in(scored), *map(visible, notes), sep="\n", flush=True)

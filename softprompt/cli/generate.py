@@ -61,7 +61,7 @@ def answer_many(config: GenerateConfig) -> None:
     from softprompt.answering.job import answer_rows
     from softprompt.answering.output import check_answer_file
     from softprompt.cli.terminal import TerminalJobReport
-    from softprompt.cli.text import describe_notes
+    from softprompt.cli.text import describe_answering, describe_notes
     from softprompt.data.splits import load_questions
 
     settle()
@@ -70,6 +70,8 @@ def answer_many(config: GenerateConfig) -> None:
     for line in describe_notes(notes):
         print(line, file=sys.stderr)
     model, base, prompt = load_prompted_base(config)
+    for line in describe_answering(base):
+        print(line, file=sys.stderr)
     answer_rows(model, base, config, rows=rows, name=name, prompt=prompt, report=TerminalJobReport())
 
 

@@ -44,6 +44,14 @@ def describe_base(base: Base) -> str:
     return "\n".join(map(visible, [what, *(f"note: {note}" for note in base.notes)]))
 
 
+def describe_answering(base: Base) -> list[str]:
+    """Say, if it is so, that batches are answered row by row."""
+    if can_pack(base.model):
+        return []
+    name = type(base.model).__name__
+    return [f"note: {name} is not known to answer a batch as it answers single rows, so rows are answered one by one"]
+
+
 def describe_shape(model: SoftPromptModel) -> str:
     """Describe the model's shape in one line: the prompt in front of the base's layers."""
     prompt, config = model.soft_prompt, model.base_model.config.get_text_config()

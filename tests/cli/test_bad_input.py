@@ -453,6 +453,23 @@ def test_generation_values(generate_refused, flag, value):
     generate_refused("--" + flag.replace("_", "-"), **{flag: value})
 
 
+HUGE = ["1" + "0" * 400, str(2**31), "9" * 5000]
+
+
+@pytest.mark.parametrize("value", HUGE, ids=["10^400", "2^31", "5000 digits"])
+def test_numbers_have_bounds(train_refused, generate_refused, value):
+    for name in ("max_steps", "virtual_tokens", "max_length", "save_steps", "eval_generate", "max_tokens_per_pass"):
+        train_refused("--" + name.replace("_", "-"), **{name: value})
+    for name in ("max_new_tokens", "max_length", "top_k", "num_return_sequences"):
+        generate_refused("--" + name.replace("_", "-"), **{name: value})
+
+
+def test_other_numbers_have_bounds_too(train_refused):
+    train_refused("--num-train-epochs", num_train_epochs="1e300")
+    train_refused("--seed", "2^63", seed=str(2**63))
+    train_refused("--init-text", "100,000", init_text="x" * 100_001)
+
+
 def test_several_answers_need_sampling(generate_refused):
     for words in (["--no-do-sample"], ["--do_sample", "False"], ["--temperature", 0]):
         extra = [*words, "--num-return-sequences", 2]
