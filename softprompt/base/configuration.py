@@ -26,6 +26,7 @@ from softprompt.system.foreign import foreign, read_json, visible
 
 # transformers makes a list with an entry for each of these before it makes a single tensor
 COUNTED = re.compile("layer|label|expert|head|types")
+SHARES = re.compile("dropout|pdrop")  # of which transformers would say so only in the first pass
 MOST_COUNTED = 100_000
 # how much larger than the stored checkpoint the model may be: 4 bits a weight in the file, 32 in memory, and buffers
 LARGER, BUFFER_BYTES = 16, 1 << 30
@@ -48,8 +49,9 @@ def read_config(folder: Path, name: str) -> PretrainedConfig:
             f"{what}: its model_type {visible(repr(kind))} is unknown to transformers {transformers.__version__};"
             " perhaps a newer one knows it"
         )
-    for key, number in _counts(raw):
-        if abs(number) > MOST_COUNTED:
+    for key, number in _numbers(raw):
+        many, share = COUNTED.search(key), SHARES.search(key)
+        if (many and abs(number) > MOST_COUNTED) or (share and not 0 <= number <= 1):
             raise UserError(f"{what}: {visible(key)} is {str(number)[:20]}, which no base has")
     named = raw.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
@@ -89,6 +91,8 @@ def check_agreement(config: PretrainedConfig, stored: Mapping[str, Stored], name
             or a weight is stored as whole numbers and the base is not quantised.
     """
     model = _build_on_meta(config, name, most=4 * len(stored) + 100)
+    if model.config.is_encoder_decoder:
+        raise UserError(f"`model` {name}: {type(model).__name__} is set up as an encoder and a decoder in config.json")
     tensors = [*model.parameters(), *model.buffers()]
     claimed = sum(each.numel() * each.element_size() for each in tensors)
     there = sum(torch.Size(each.shape).numel() for each in stored.values())
@@ -165,14 +169,14 @@ def _check_padding(config: PretrainedConfig, name: str) -> None:
         raise UserError(f"`model` {name}: pad_token_id {pad!r} in config.json is not in its vocabulary of {size}")
 
 
-def _counts(raw: object, key: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a config, at any depth, that count something that is made once each."""
-    pending = [(key, raw)]
+def _numbers(raw: object) -> Iterator[tuple[str, float]]:
+    """The numbers of a config, at any depth, with the nearest key above each."""
+    pending = [("", raw)]
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
             pending += [(str(name), each) for name, each in value.items()]
         elif isinstance(value, list):
             pending += [(key, each) for each in value]
-        elif isinstance(value, int | float) and COUNTED.search(key):
+        elif isinstance(value, int | float):
             yield key, value

@@ -291,13 +291,13 @@ def test_virtual_tokens_below_one(train_refused, count):
 
 
 @pytest.mark.parametrize("init", ["text", "vocab", "random"])
-@pytest.mark.parametrize("count", [VOCAB_SIZE + 1, 10**12])
+@pytest.mark.parametrize("count", [VOCAB_SIZE + 1, 10**9])
 def test_virtual_tokens_beyond_the_vocabulary(train_refused, init, count):
     train_refused(f"--virtual-tokens {count}", str(VOCAB_SIZE), virtual_tokens=count, init=init)
 
 
 @pytest.mark.parametrize("init", ["text", "vocab", "random"])
-@pytest.mark.parametrize("count", [64, 65, 200, 10**12])
+@pytest.mark.parametrize("count", [64, 65, 200, 10**9])
 def test_virtual_tokens_beyond_the_context(train_refused, small_gpt2, init, count):
     train_refused(f"{count} virtual tokens", "64", virtual_tokens=count, init=init, model=small_gpt2)
 
