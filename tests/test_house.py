@@ -30,7 +30,7 @@ GROUPS = [
 RANKS = {room: rank for rank, group in enumerate(GROUPS) for room in group}
 # what a command line is read with, and refused by, before PyTorch is imported
 LIGHT = ["errors", "config.command_line", "config.commands", "config.options"]
-LIGHT += ["system.files", "system.process", "system.sources", "__main__"]
+LIGHT += ["system.cache", "system.files", "system.foreign", "system.process", "system.sources", "__main__"]
 LIGHT += [f"cli.{name}" for name in ("train", "generate", "chat", "evaluate", "inspect", "sweep", "program", "columns")]
 HEAVY = {"torch", "transformers", "datasets"}
 FEW, MANY = 13, 50  # most modules of a folder, fewest of the package: fewer were found by a test that looks nowhere

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from softprompt.analysis.choices import actual_choices, choice_log_probabilities, encode_choices
-from softprompt.answering.batch import greedy_answers
+from softprompt.answering.batch import greedy_answers, text_of
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import DEFAULT_INIT_TEXT, EvaluateConfig
 from softprompt.data.row import Row
@@ -22,7 +22,7 @@ from softprompt.prompt.encoder import encoder_of
 from softprompt.prompt.file import PromptFile, load_prompt
 from softprompt.prompt.fit import check_same_base, require_room
 from softprompt.system.process import is_out_of_memory
-from softprompt.tokens.encoding import EncodedRow, Encoder, encode_rows
+from softprompt.tokens.encoding import EncodedRow, Encoder, encode_rows, encode_text
 from softprompt.tokens.row_hashes import hashes_of, share_among
 
 NO_PROMPT, TEXT_PROMPT = "no prompt", "text prompt"
@@ -88,6 +88,7 @@ class EvalSet:
         name: what messages call the rows.
         rows: the rows with a response.
         skipped: numbers of the rows without a response.
+        references: the right answers to the questions, as the tokenizer reads and writes them.
         actual: the right choice of every row; empty without choices.
         sets: the rows as token ids, for every side in its order; the last side is a prompt file.
     """
@@ -95,6 +96,7 @@ class EvalSet:
     name: str
     rows: list[Row]
     skipped: list[int]
+    references: list[str]
     actual: list[str]
     sets: list[EncodedSet]
 
@@ -230,7 +232,10 @@ def encode_eval_set(rows: Sequence[Row], sides: Sequence[Side], config: Evaluate
             candidates = encode_choices(rows, config.choices, side.encoder) if config.choices else []
             questions = side.encoder.questions(rows[: config.eval_generate]) if config.eval_generate else []
             known[id(side.encoder)] = EncodedSet(scored, questions, candidates)
-    return EvalSet(name, rows, skipped, actual, [known[id(side.encoder)] for side in sides])
+    # as the tokenizer reads them: one that normalises could never answer in the row's own letters
+    encoder, asked = sides[-1].encoder, rows[: config.eval_generate]
+    references = [text_of(encode_text(row.output, encoder.tokenizer), encoder) for row in asked]
+    return EvalSet(name, rows, skipped, references, actual, [known[id(side.encoder)] for side in sides])
 
 
 def _cut_alike(rows: Sequence[Row], scored: Sequence[EncodedRow], side: Side) -> list[EncodedRow]:

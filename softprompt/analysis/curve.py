@@ -11,7 +11,7 @@ from typing import Any
 
 from softprompt.config.commands import run_folder_of
 from softprompt.errors import UserError
-from softprompt.prompt.file import is_count
+from softprompt.prompt.metadata import is_count
 from softprompt.training.run_log import INITIAL, METRICS_NAME, NO_PROMPT, read_records
 
 

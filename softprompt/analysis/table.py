@@ -45,13 +45,12 @@ def figures_of(outcome: Outcome, eval_set: EvalSet, config: EvaluateConfig) -> F
 
     tokens = [score.num_supervised for score in outcome.scores]
     loss = bootstrap_interval([score.loss_sum for score in outcome.scores], tokens, **draws)
-    answered = eval_set.rows[: len(outcome.answers)]
     chosen = best_choices(outcome.log_probabilities, config.choices)
     return Figures(
         loss=loss,
         perplexity=perplexity(loss),
         token_accuracy=bootstrap_interval([score.num_correct for score in outcome.scores], tokens, **draws),
-        exact_match=share(exact_match(outcome.answers, [row.output for row in answered])),
+        exact_match=share(exact_match(outcome.answers, eval_set.references[: len(outcome.answers)])),
         choice_accuracy=share([a == b for a, b in zip(chosen, eval_set.actual, strict=True)]),
         macro_f1=macro_f1(chosen, eval_set.actual, config.choices) if chosen else None,
     )

@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, DEFAULT_NEW_TOKENS, Sampling
 from softprompt.data.row import Row
 from softprompt.engine.batches import plan_batches
+from softprompt.engine.families import can_pack
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
 from softprompt.prompt.fit import context_limit
@@ -29,7 +30,7 @@ def generate_batch(
     questions: Sequence[list[int]],
     streamer: BaseStreamer | None = None,
 ) -> list[list[list[int]]]:
-    """Answer questions, given as ids, in one batch.
+    """Answer questions, given as ids, in one batch; one by one where a batch might differ (`answers_one_by_one`).
 
     Args:
         model: a base with a prompt, or a base alone.
@@ -41,6 +42,8 @@ def generate_batch(
     Raises:
         UserError: a question leaves no room for an answer.
     """
+    if len(questions) > 1 and answers_one_by_one(model):
+        return [answers for ids in questions for answers in generate_batch(model, encoder, sampling, questions=[ids])]
     tokenizer, end_ids = encoder.tokenizer, encoder.end_ids
     budgets = [new_token_budget(sampling, len(ids), encoder) for ids in questions]
     longest = max(len(ids) for ids in questions)
@@ -66,6 +69,15 @@ def generate_batch(
         [_until_end(answer[:budget], end_ids) for answer in several]
         for several, budget in zip(answers, budgets, strict=True)
     ]
+
+
+def answers_one_by_one(model: SoftPromptModel | PreTrainedModel) -> bool:
+    """Whether the questions of a batch are answered one by one.
+
+    Only of the families that can pack it is tested that the pads of other rows change nothing; a recurrent state, for
+    one, runs through them.
+    """
+    return not can_pack(model.base_model if isinstance(model, SoftPromptModel) else model)
 
 
 def generate_answers(

@@ -7,34 +7,26 @@ values over all tensors, but at least 4 of each.
 
 import base64
 import enum
-import functools
 import hashlib
 import json
 import math
-import os
 import struct
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from softprompt.base.checkpoint import FLOATS, stored_tensors, weight_files
 from softprompt.errors import UserError
-from softprompt.system.files import write_atomic
+from softprompt.system.cache import read_cached, write_cached
+from softprompt.system.foreign import parse_json, visible
 from softprompt.tokens.encoding import encode_text
 
 SKETCH_VALUES, MIN_PER_TENSOR = 256, 4
-CHUNK = 1 << 22  # so many elements are read and converted to fp32 at a time
-FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"}
-STORED = {name: dtype for dtype, name in (FLOATS | INTEGERS).items()}
 # the relative rounding error of one stored value, coarsest dtype first
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 TINY = 2.0**-24  # the absolute rounding error near zero
@@ -55,49 +47,21 @@ class Fingerprint:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """Fingerprint the checkpoint in `folder`; the result is cached under the files' paths, sizes and times.
+    """Fingerprint the checkpoint in `folder`; the result is cached for exactly these files.
 
     Raises:
-        UserError: as `weight_files`.
+        UserError: as `weight_files` and `stored_tensors`.
     """
     files = weight_files(folder)
-    cache = _cache_file(files)
-    try:
-        return Fingerprint(**json.loads(cache.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
-        pass
+    name = _cache_name(files)
+    cached = read_cached(name)
+    if isinstance(cached, dict) and cached.keys() == {"sha256", "sketch"}:
+        sha256, sketch = cached["sha256"], cached["sketch"]
+        if isinstance(sha256, str) and isinstance(sketch, str):
+            return Fingerprint(sha256, sketch)
     result = _compute(files)
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(cache, json.dumps(vars(result)).encode())
-    except OSError:
-        pass  # the cache only saves time
+    write_cached(name, vars(result))
     return result
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The checkpoint's weight files: `model*.safetensors` if there are any, else `pytorch_model*.bin`.
-
-    Raises:
-        UserError: there are no weight files, or an index of shards is damaged or names a file that is missing.
-    """
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{suffix}.index.json"
-        files = _indexed_files(index) if index.exists() else [folder / f"{stem}.{suffix}"]
-        missing = [file.name for file in files if not file.exists()]
-        if index.exists() and missing:
-            raise UserError(f"{folder}: {index.name} names {missing[0]}, which is not there; fetch the model again")
-        if not missing:
-            return files
-    raise UserError(f"{folder}: no weights (model.safetensors or pytorch_model.bin); is it a model's folder?")
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    """The files that an index of shards names; raises `UserError` if it is not an index."""
-    try:
-        return sorted({index.parent / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of weight files; fetch the model again") from error
 
 
 class Likeness(enum.Enum):
@@ -115,10 +79,13 @@ def compare_fingerprints(mine: Fingerprint, theirs: Fingerprint) -> Likeness:
     If the hashes are equal, so are the bases. Otherwise every tensor that both store as floats must have the same shape
     and the same sketch, up to the rounding of both dtypes. A difference below the rounding goes unnoticed, and so does
     one outside the sketched values that leaves the norm alike.
+
+    Raises:
+        UserError: as `parse_sketch`.
     """
     if mine.sha256 == theirs.sha256:
         return Likeness.SAME
-    left, right = json.loads(mine.sketch), json.loads(theirs.sketch)
+    left, right = parse_sketch(mine.sketch), parse_sketch(theirs.sketch)
     quantised = any(not _is_float(side) for side in (left, right))
     shared = [name for name in left.keys() & right.keys() if _is_float({0: left[name], 1: right[name]})]
     # a checkpoint may store a tied LM head or leave it out
@@ -128,13 +95,40 @@ def compare_fingerprints(mine: Fingerprint, theirs: Fingerprint) -> Likeness:
     return Likeness.QUANTISED if quantised else Likeness.ROUNDED
 
 
+def parse_sketch(text: str) -> dict[str, tuple[str, list[int], tuple[float, ...]]]:
+    """Read the sketch of a fingerprint, which may stand in a stranger's file: dtype, shape and values of each tensor.
+
+    Raises:
+        UserError: it is not a sketch; the message begins with `base_sketch`.
+    """
+    content = parse_json(text or "{}", "base_sketch")
+    if not isinstance(content, dict):
+        raise UserError("base_sketch is not an object of tensors")
+    return {name: _entry(name, value) for name, value in content.items()}
+
+
+def _entry(name: str, value: object) -> tuple[str, list[int], tuple[float, ...]]:
+    """One tensor of a sketch. Every tensor has its norm and at least `MIN_PER_TENSOR` of its entries."""
+    match value:
+        case [str(dtype), list(shape), str(packed)]:
+            try:
+                raw = base64.b64decode(packed, validate=True)
+            except ValueError:
+                raw = b"?"
+            count, rest = divmod(len(raw), 4)
+            sizes = all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in shape)
+            if sizes and not rest and 1 + min(MIN_PER_TENSOR, math.prod(shape)) <= count <= 1 + SKETCH_VALUES:
+                return dtype, shape, struct.unpack(f"<{count}f", raw)
+    raise UserError(f"base_sketch has no usable values of {visible(name)[:80]!r}")
+
+
 def _compute(files: list[Path]) -> Fingerprint:
     """Read all tensors once, in the order of their names, for the hash and the sketch.
 
     The sketch drops the prefix that saving with transformers adds to names: BLOOM's original files have `h.0...`.
     """
     whole, sketch = hashlib.sha256(), {}
-    stored = _stored_tensors(files)
+    stored = stored_tensors(files)
     per_tensor = max(MIN_PER_TENSOR, SKETCH_VALUES // len(stored))
     for name, tensor in sorted(stored.items()):
         whole.update(json.dumps([name, tensor.shape]).encode())
@@ -161,88 +155,33 @@ def _places(name: str, numel: int, count: int) -> Tensor:
     return torch.randint(max(numel, 1), (min(count, numel),), generator=generator)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor in a file: its dtype as safetensors spells it, its shape, and a function that reads it in chunks."""
+def _cache_name(files: list[Path]) -> str:
+    """The name of the cached fingerprint of exactly these files, as they are now.
 
-    dtype: str
-    shape: list[int]
-    chunks: Callable[[], Iterator[Tensor]]
-
-
-def _stored_tensors(files: list[Path]) -> dict[str, _Stored]:
-    """Every tensor of a checkpoint by its name; values are read only when `chunks` is called."""
-    return {
-        name: tensor
-        for file in files
-        for name, tensor in (_safetensors(file) if file.suffix == ".safetensors" else _pickled(file)).items()
-    }
-
-
-def _safetensors(file: Path) -> dict[str, _Stored]:
-    """The tensors of a safetensors file, which is read and not mapped.
-
-    The pages of a mapped file would count as memory of the process for as long as the file is open.
+    A file that is replaced, even by one of the same size and time, has another inode or another time of change.
     """
-    with file.open("rb") as opened:
-        (size,) = struct.unpack("<Q", opened.read(8))
-        header = json.loads(opened.read(size))
-    stored = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            begin, end = (8 + size + offset for offset in entry["data_offsets"])
-            chunks = functools.partial(_read_chunks, file, name, entry["dtype"], begin, end)
-            stored[name] = _Stored(entry["dtype"], entry["shape"], chunks)
-    return stored
+    facts = [[str(file.resolve()), *_state(file)] for file in files]
+    key = hashlib.sha256(json.dumps([3, facts]).encode()).hexdigest()
+    return f"fingerprint-{key[:32]}.json"
 
 
-def _read_chunks(file: Path, name: str, dtype: str, begin: int, end: int) -> Iterator[Tensor]:
-    """Read the values between two byte offsets of a file in chunks; safetensors reads dtypes that are not `STORED`."""
-    if dtype not in STORED:
-        with safe_open(file, "pt") as opened:
-            yield from opened.get_tensor(name).reshape(-1).split(CHUNK)
-        return
-    step = CHUNK * STORED[dtype].itemsize
-    with file.open("rb") as opened:
-        opened.seek(begin)
-        for start in range(begin, end, step):
-            yield torch.frombuffer(bytearray(opened.read(min(step, end - start))), dtype=STORED[dtype])
-
-
-def _pickled(file: Path) -> dict[str, _Stored]:
-    """The tensors of a `.bin` file."""
-    return {
-        name: _Stored(FLOATS.get(t.dtype, str(t.dtype)), list(t.shape), functools.partial(t.reshape(-1).split, CHUNK))
-        for name, t in _load_bin(file).items()
-    }
-
-
-def _load_bin(file: Path) -> dict[str, Tensor]:
-    """Load a pickled checkpoint, tensors only; a file in torch's zip format is mapped and read when it is used."""
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-
-
-def _cache_file(files: list[Path]) -> Path:
-    """The path of the cached fingerprint of exactly these files."""
-    stats = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    key = hashlib.sha256(json.dumps([2, stats]).encode()).hexdigest()
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if root.startswith("~"):  # the user has no home folder
-        root = tempfile.gettempdir()
-    return Path(root) / "softprompt" / f"fingerprint-{key[:32]}.json"
+def _state(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 
 
 def _is_float(sketch: dict) -> bool:
     return all(dtype in FLOATS.values() for dtype, _, _ in sketch.values())
 
 
-def _agree(left: list, right: list) -> bool:
+def _agree(left: tuple, right: tuple) -> bool:
     """Whether two sketches of one tensor have the same shape, and values equal up to the rounding of both dtypes."""
-    if left[1] != right[1]:
-        return False
-    a, b = _unpack(left[2]), _unpack(right[2])
+    (_, left_shape, a), (_, right_shape, b) = left, right
+    if left_shape != right_shape or not all(map(math.isfinite, (*a, *b))):
+        return a == b and left_shape == right_shape
     rounding = _rounding(a[1:]) + _rounding(b[1:])  # two ways of rounding to bf16 may differ by a whole step
-    # the values per tensor depend on the number of tensors, which a stored tied head changes: zip stops at the shorter
+    # the values per tensor depend on the number of tensors, which a stored tied head changes: zip stops at the shorter,
+    # which has its norm and a few values at least (`parse_sketch`)
     return all(abs(x - y) <= rounding * max(abs(x), abs(y)) + TINY for x, y in zip(a, b, strict=False))
 
 
@@ -253,11 +192,6 @@ def _rounding(values: tuple[float, ...]) -> float:
     """
     exact = torch.tensor(values)
     return next(step for dtype, step in ROUNDING.items() if torch.equal(exact.to(dtype).float(), exact))
-
-
-def _unpack(packed: str) -> tuple[float, ...]:
-    raw = base64.b64decode(packed)
-    return struct.unpack(f"<{len(raw) // 4}f", raw)
 
 
 PROBE = "Human: 1 + 2 = 3？\n你好, tokenizer! été\n\nAssistant: "

@@ -1,8 +1,6 @@
 """Find the frozen base, load it in one precision on one device, and describe it for the prompt file."""
 
 import functools
-import json
-import pickle
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,23 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from softprompt.base.checkpoint import stored_tensors, weight_files
+from softprompt.base.configuration import check_agreement, read_config, refuse_own_code
 from softprompt.base.device import DTYPES, resolve_precision
-from softprompt.base.fingerprint import Fingerprint, fingerprint, tokenizer_sha256, weight_files
+from softprompt.base.fingerprint import PROBE, Fingerprint, fingerprint, tokenizer_sha256
+from softprompt.base.generation import own_generation_config
 from softprompt.base.vocabulary import embedding_weight
 from softprompt.errors import UserError
 from softprompt.system import sources
-from softprompt.tokens.encoding import require_eos
+from softprompt.system.foreign import foreign, read_json, require_plain_file
+from softprompt.tokens.encoding import decode_text, encode_text, require_eos
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
@@ -94,8 +94,10 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
             missing or has no eos token, or its weights are missing, unreadable or incomplete.
     """
     folder, revision = _locate(name, revision)
-    config = _read_config(folder, name)
+    config = read_config(folder, name)
     files = weight_files(folder)
+    if not sources.is_builtin(name):
+        check_agreement(config, stored_tensors(files), name)
     notes = []
     if files[0].suffix == ".bin":
         notes.append(f"{files[0].name}: no safetensors there, so the pickled weights are read with weights_only=True")
@@ -105,16 +107,24 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
     precision = resolve_precision(precision, device, config.get_text_config().hidden_size)
     tokenizer = _load_tokenizer(folder, name)
     model = _load_model(folder, config, DTYPES[precision], name)
+    if model.can_generate():
+        model.generation_config, remarks = own_generation_config(folder, config)
+        notes += remarks
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` is annotated without its self
     return Base(model, tokenizer, name, revision, precision, device, notes, pending)
 
 
-def require_known_ids(base: Base, ids: Iterable[int]) -> None:
-    """Raise `UserError` if one of `ids`, or the tokenizer's eos or pad id, has no row in the base's embedding."""
+def require_known_ids(base: Base, ids: Iterable[int], *, of: str = "its tokenizer") -> None:
+    """Raise `UserError` if one of `ids`, or the tokenizer's eos or pad id, has no row in the base's embedding.
+
+    Args:
+        of: where the ids are from, for the message.
+    """
     size = len(embedding_weight(base.model.get_input_embeddings()))
-    largest = max(base.tokenizer.eos_token_id, base.pad_token_id, *ids)
-    if largest >= size:
-        raise UserError(f"`model` {base.name}: its tokenizer gives id {largest}, its embedding has {size} rows")
+    own = max(base.tokenizer.eos_token_id, base.pad_token_id)
+    for source, largest in (("its tokenizer", own), (of, max(ids, default=0))):
+        if largest >= size:
+            raise UserError(f"`model` {base.name}: {source} gives id {largest}, its embedding has {size} rows")
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str]:
@@ -130,72 +140,41 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     return folder, ""
 
 
-def _read_config(folder: Path, name: str) -> PretrainedConfig:
-    """Read the config of a causal LM, without the attention kernel that it may name.
-
-    transformers would fetch such a kernel from the hub. Without the name it chooses one of its own.
-    """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _refuse_own_code(folder / "config.json", name)
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"`model` {name}: no usable config.json ({reason})") from error
-    config._attn_implementation = None
-    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
-    if not causal.intersection(architectures):
-        kind = config.architectures[0] if config.architectures else config.model_type
-        raise UserError(f"`model` {name}: {kind} is not a causal language model; choose one such as BloomForCausalLM")
-    return config
-
-
-def _refuse_own_code(config_file: Path, name: str) -> None:
-    """Raise `UserError` if a config file needs Python code beside it, which is then why transformers refused the file.
-
-    Such code would run with the user's rights, so softprompt only loads architectures that transformers itself has.
-    """
-    try:
-        own_code = json.loads(config_file.read_text("utf-8")).get("auto_map")
-    except (OSError, ValueError, AttributeError):
-        return
-    if own_code:
-        raise UserError(
-            f"`model` {name}: needs Python code of its own ({config_file.name}: auto_map), which softprompt never runs;"
-            " choose a base that transformers knows"
-        )
-
-
 def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer and check that it has an eos token."""
-    if not any((folder / file).exists() for file in TOKENIZER_FILES):
+    """Load the tokenizer, and check that it has an eos token and that it encodes and decodes."""
+    present = [folder / file for file in TOKENIZER_FILES if (folder / file).exists()]
+    if not present:
         raise UserError(f"`model` {name}: no tokenizer there (tokenizer.json); save one beside the weights")
+    what = f"`model` {name}: its tokenizer cannot be read"
+    for file in present:
+        require_plain_file(file, what)
+    settings = folder / "tokenizer_config.json"
+    raw = read_json(settings, what) if settings.exists() else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _refuse_own_code(folder / "tokenizer_config.json", name)
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"`model` {name}: its tokenizer cannot be read ({reason})") from error
+        with foreign(what):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except UserError:
+        refuse_own_code(raw, settings.name, name)  # which is then why transformers refused it
+        raise
     require_eos(tokenizer, name)
+    with foreign(what):
+        decode_text(encode_text(PROBE, tokenizer), tokenizer)
     return tokenizer
 
 
 def _load_model(folder: Path, config: PretrainedConfig, dtype: torch.dtype, name: str) -> PreTrainedModel:
     """Load the model in eval mode and check that the checkpoint had every tensor, in the right shape."""
-    try:
+    with foreign(f"`model` {name}: its weights cannot be loaded"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             trust_remote_code=False,
+            local_files_only=True,
+            generation_config=GenerationConfig(),  # the base's own is not read
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, LookupError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        if isinstance(error, RuntimeError) and "out of memory" in str(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"`model` {name}: its weights cannot be loaded ({reason})") from error
     model, info = loaded  # `output_loading_info` makes it a pair, which transformers' annotation does not say
     lacking = sorted(info["missing_keys"])
     if lacking:

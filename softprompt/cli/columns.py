@@ -40,11 +40,6 @@ def fields(pairs: Iterable[tuple[str, str]], *, columns: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def visible(text: str) -> str:
-    """Return `text` unchanged if it is printable, else with line breaks and the like escaped."""
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
 def _head(text: str, columns: int) -> str:
     """Return as much of the beginning of `text` as fits into `columns` columns."""
     taken = 0

@@ -12,6 +12,7 @@ from softprompt.config.commands import EvaluateConfig, run_folder_of
 from softprompt.config.options import flags_in
 from softprompt.errors import UserError
 from softprompt.system.files import check_output_file, write_atomic
+from softprompt.system.foreign import visible
 
 if TYPE_CHECKING:
     from softprompt.base.loading import Base
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     from softprompt.analysis.table import describe_figures, figures_of, to_json
     from softprompt.base.device import resolve_device
     from softprompt.cli.terminal import screen_width
-    from softprompt.cli.text import describe_base, describe_split
+    from softprompt.cli.text import describe_answering, describe_base, describe_split
     from softprompt.prompt.fit import load_prompt_base
     from softprompt.tokens.encoded_splits import EncodedSplit, cut_of
 
@@ -60,9 +61,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     split = EncodedSplit(eval_set.encoded, eval_set.skipped, cut=cut_of(eval_set.encoded))
     scored = describe_split(f"`data` {chosen.name}", split)
     notes = [*(f"note: {note}" for note in chosen.notes), *notes]
+    notes += describe_answering(base) if eval_set.questions else []
     # the note on the text prompt quotes the user's own text, whose backticks stay
     notes = [note if note.startswith(TEXT_PROMPT) else flags_in(note) for note in notes]
-    print(describe_base(base), flags_in(scored), *notes, sep="\n", flush=True)
+    print(describe_base(base), flags_in(scored), *map(visible, notes), sep="\n", flush=True)
 
     # `disable=None`: no bar where stderr is not a terminal
     with tqdm(total=work_of(sides, eval_set), unit="row", disable=None, dynamic_ncols=True) as bar:

@@ -9,6 +9,7 @@ from softprompt.config.command_line import parse
 from softprompt.config.commands import ChatConfig, GenerateConfig
 from softprompt.config.options import flags_in
 from softprompt.errors import UserError
+from softprompt.system.foreign import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,7 +62,7 @@ def answer_many(config: GenerateConfig) -> None:
     from softprompt.answering.job import answer_rows
     from softprompt.answering.output import check_answer_file
     from softprompt.cli.terminal import TerminalJobReport
-    from softprompt.cli.text import describe_notes
+    from softprompt.cli.text import describe_answering, describe_notes
     from softprompt.data.splits import load_questions
 
     settle()
@@ -70,6 +71,8 @@ def answer_many(config: GenerateConfig) -> None:
     for line in describe_notes(notes):
         print(line, file=sys.stderr)
     model, base, prompt, encoder = load_prompted_base(config)
+    for line in describe_answering(base):
+        print(line, file=sys.stderr)
     answer_rows(model, base, encoder, config, rows=rows, name=name, prompt=prompt, report=TerminalJobReport())
 
 
@@ -91,7 +94,7 @@ def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, Prom
     remark = check_same_base(file, base, prompt_file=config.prompt_file, allow_other=config.allow_other_base)
     for note in (*base.notes, remark):
         if note:
-            print(flags_in(f"note: {note}"), file=sys.stderr)
+            print(visible(flags_in(f"note: {note}")), file=sys.stderr)
     encoder = encoder_of(file.facts, base, prompt_file=config.prompt_file)
     prompt = SoftPromptEmbedding.from_tensor(file.weight)
     return SoftPromptModel(base.model, prompt, encoder.before_ids, encoder.after_ids), base, file, encoder
@@ -122,15 +125,15 @@ def print_answers(
 ) -> None:
     """Print the answers to stdout, below a title if there is one; at a terminal, one answer comes token by token."""
     import torch
-    from transformers.generation.streamers import TextStreamer
 
     from softprompt.answering.batch import generate_answers
+    from softprompt.cli.terminal import AnswerStream
 
     if title:
         print(f"--- {title}", flush=True)
     stream = sys.stdout.isatty() and config.num_return_sequences == 1
     torch.manual_seed(seed)
-    streamer = TextStreamer(encoder.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    streamer = AnswerStream(encoder) if stream else None
     answers = generate_answers(side, encoder, config, question, streamer=streamer)
     if not stream:
         print("\n\n".join(answers), flush=True)

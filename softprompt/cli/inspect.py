@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softprompt.cli.columns import display_width, fields, fit, visible
+from softprompt.cli.columns import display_width, fields, fit
 from softprompt.cli.program import settle
 from softprompt.config.command_line import parse
 from softprompt.config.commands import InspectConfig
 from softprompt.config.options import flags_in
 from softprompt.errors import UserError
 from softprompt.system.files import check_output_file, write_atomic
+from softprompt.system.foreign import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +79,7 @@ def load_base_of(file: "PromptFile", config: InspectConfig) -> "tuple[Base, bool
         allowed = config.allow_other_base
         remark = check_same_base(file, base, prompt_file=config.prompt_file, allow_other=allowed)
     for note in filter(None, (*base.notes, remark)):
-        print(flags_in(f"note: {note}"), file=sys.stderr)
+        print(visible(flags_in(f"note: {note}")), file=sys.stderr)
     return base, is_own
 
 

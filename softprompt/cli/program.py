@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from softprompt.config.options import flags_in
 from softprompt.errors import Interrupted, UserError
+from softprompt.system.foreign import visible
 from softprompt.system.process import drop_output, is_out_of_memory, silence_libraries
 
 MEMORY_ADVICE = "try `gradient_checkpointing`, a smaller `per_device_train_batch_size` or `max_length`"
@@ -81,6 +82,6 @@ def _one_line(error: BaseException) -> str:
 
 
 def _say(prog: str, message: str, status: int) -> int:
-    """Print one line to stderr, in which options are spelled as flags, and return `status`."""
-    print(flags_in(f"{prog}: {message}"), file=sys.stderr, flush=True)
+    """Print one line to stderr, in which options are spelled as flags and nothing reaches the terminal unseen."""
+    print(visible(flags_in(f"{prog}: {message}")), file=sys.stderr, flush=True)
     return status

@@ -2,15 +2,21 @@
 
 import shutil
 import sys
+import unicodedata
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
+from transformers.generation.streamers import BaseStreamer
 
 from softprompt.analysis.table import three_digits
+from softprompt.answering.batch import text_of
 from softprompt.answering.job import JobReport
 from softprompt.cli.text import describe_evaluation, describe_step, describe_trial
 from softprompt.config.options import flags_in
+from softprompt.system.foreign import visible
 from softprompt.system.process import drop_output
+from softprompt.tokens.encoding import Encoder
 from softprompt.training.report import BarReport
 from softprompt.training.run_log import EvaluationRecord, StepRecord
 from softprompt.training.sweep import SweepReport, TrialResult
@@ -73,13 +79,50 @@ class TerminalSweepReport(SweepReport):
         self.bar.close()
 
 
+class AnswerStream(BaseStreamer):
+    """Prints an answer while it grows, so that in the end the terminal shows exactly the text of the whole answer.
+
+    All ids so far are decoded together, since decoders treat the begin of a text in their own way. What later ids may
+    change waits: the last word with the blank in front of it, and a character of which bytes are missing.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.ids: list[int] | None = None  # None until the question, which comes first, has passed
+        self.printed = ""
+
+    def put(self, value: Tensor) -> None:
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids += value.reshape(-1).tolist()
+        text = text_of(self.ids, self.encoder)
+        if text.startswith(self.printed):
+            rest = text[len(self.printed) :]
+            blank = rest.rfind(" ")
+            self._print((rest if blank < 0 else rest[:blank]).rstrip("\ufffd"))
+
+    def end(self) -> None:
+        text = text_of(self.ids or [], self.encoder)
+        if not text.startswith(self.printed):  # a decoder that changes what it gave: the whole answer, on a line anew
+            text, self.printed = "\n" + text, ""
+        self._print(text[len(self.printed) :])
+        print(flush=True)
+
+    def _print(self, text: str) -> None:
+        """Print more of the answer, in which a control character other than a line break or tab is shown escaped."""
+        self.printed += text
+        shown = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else visible(c) for c in text)
+        print("".join(shown), end="", flush=True)
+
+
 class TerminalJobReport(JobReport):
     """Shows a bar over the rows of a file of questions; lines go to stderr, since stdout is for answers."""
 
     bar: Any = None
 
     def say(self, message: str) -> None:
-        print(flags_in(message), file=sys.stderr, flush=True)
+        print(visible(flags_in(message)), file=sys.stderr, flush=True)
 
     def begin(self, done: int, total: int) -> None:
         # `disable=None`: no bar where stderr is not a terminal, so a log file holds only whole lines

@@ -15,6 +15,7 @@ from softprompt.engine.families import can_pack
 from softprompt.engine.forward import attention_note
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score
+from softprompt.system.foreign import visible
 from softprompt.tokens.encoded_splits import KEPT_WHOLE, EncodedSplit, EncodedSplits
 from softprompt.tokens.encoding import EncodedRow, Encoder, decode_text
 from softprompt.training.checkpoint import ANSWERS_NAME
@@ -44,7 +45,15 @@ def describe_base(base: Base) -> str:
     """Describe the base: its name, class, size, precision and device, and how it was read if that is unusual."""
     size = sum(parameter.numel() for parameter in base.model.parameters())
     what = f"base: {base.name} ({type(base.model).__name__}, {size:,} parameters, {base.precision}, {base.device})"
-    return "\n".join([what, *(f"note: {note}" for note in base.notes)])
+    return "\n".join(map(visible, [what, *(f"note: {note}" for note in base.notes)]))
+
+
+def describe_answering(base: Base) -> list[str]:
+    """Say, if it is so, that batches are answered row by row."""
+    if can_pack(base.model):
+        return []
+    name = type(base.model).__name__
+    return [f"note: {name} is not known to answer a batch as it answers single rows, so rows are answered one by one"]
 
 
 def describe_shape(model: SoftPromptModel) -> str:

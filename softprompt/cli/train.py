@@ -51,11 +51,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt train") -> N
 def _answer_some(trainer: "Trainer", rows: "EncodedSplits") -> None:
     """Answer the first test rows, or else held-out rows, write the answers into the run folder and summarise them."""
     from softprompt.answering.batch import ANSWERED_TOGETHER, answers_beside_references
-    from softprompt.cli.text import describe_answers
+    from softprompt.cli.text import describe_answering, describe_answers
     from softprompt.system.files import write_atomic
     from softprompt.training.checkpoint import ANSWERS_NAME
 
     config = trainer.config
+    for line in describe_answering(trainer.base):
+        print(line)
     shown = (rows.test_rows or rows.eval_rows)[: config.eval_generate]
     answers = answers_beside_references(trainer.model, rows.encoder, shown, batch_size=ANSWERED_TOGETHER)
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from softprompt.config.options import Group, expand_home, is_unicode, option, require, require_counts
+from softprompt.config.options import MOST, Group, expand_home, is_unicode, option, require, require_counts
+from softprompt.errors import UserError
 
 DEFAULT_MODEL = "builtin:bloom-small@1"
 DEFAULT_DATA = "builtin:polite"
 DEFAULT_PROMPT_FILE = "prompt.safetensors"
 DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
+MAX_INIT_TEXT = 100_000  # characters; a prompt file keeps the text
 OPTIMS = ("soap", "adamw")
 INITS = ("text", "answers", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -133,7 +135,7 @@ class StartOptions(Group):
     def check(self) -> None:
         expand_home(self, "init_from")
         require_counts(self, "virtual_tokens")
-        require(is_unicode(self.init_text), self, "init_text", "is not UTF-8 text")
+        _check_init_text(self)
 
 
 @dataclass(kw_only=True)
@@ -165,7 +167,7 @@ class StepOptions(Group):
 
     def check(self) -> None:
         epochs, rate, norm = self.num_train_epochs, self.learning_rate, self.max_grad_norm
-        require(epochs is None or 0 < epochs < float("inf"), self, "num_train_epochs", "must be above 0")
+        require(epochs is None or 0 < epochs <= MOST, self, "num_train_epochs", f"must be above 0, and at most {MOST}")
         require(self.max_steps == -1 or self.max_steps >= 1, self, "max_steps", "must be -1 or at least 1")
         require(rate is None or 0 < rate < float("inf"), self, "learning_rate", "must be above 0")
         for name in ("warmup_steps", "weight_decay"):
@@ -176,8 +178,9 @@ class StepOptions(Group):
         for name in ("adam_beta1", "adam_beta2"):
             require(0 <= getattr(self, name) < 1, self, name, "must be at least 0 and below 1")
         limit = str(self.max_tokens_per_pass)
-        whole = limit.isascii() and limit.isdecimal() and int(limit) >= 1
-        require(limit == "auto" or whole, self, "max_tokens_per_pass", "must be auto or at least 1")
+        whole = limit.isascii() and limit.isdecimal() and len(limit) <= 19 and 1 <= int(limit) <= MOST
+        message = f"must be auto, or from 1 to {MOST}"
+        require(limit == "auto" or whole, self, "max_tokens_per_pass", message)
 
 
 @dataclass(kw_only=True)
@@ -264,7 +267,7 @@ class SweepConfig(BaseOptions, RowOptions, TemplateOptions, OutputOptions):
         require_counts(self, "max_trials", "max_steps")
         share = self.eval_fraction
         require(share is None or share > 0, self, "eval_fraction", "must be above 0 and below 1")
-        require(is_unicode(self.init_text), self, "init_text", "is not UTF-8 text")
+        _check_init_text(self)
 
     @property
     def sweep_folder(self) -> Path:
@@ -464,3 +467,11 @@ def _beside(prompt_file: str, suffix: str) -> Path:
     """Return `a/p` with `suffix` at its end for `a/p.safetensors`."""
     path = Path(prompt_file)
     return path.with_name(path.name.removesuffix(".safetensors") + suffix)
+
+
+def _check_init_text(config: StartOptions | SweepConfig) -> None:
+    """Raise `UserError` if a prompt file could not keep the text."""
+    require(is_unicode(config.init_text), config, "init_text", "is not UTF-8 text")
+    length = len(config.init_text)
+    if length > MAX_INIT_TEXT:
+        raise UserError(f"`init_text`: has {length:,} characters, of which {MAX_INIT_TEXT:,} are allowed")

@@ -14,6 +14,13 @@ from typing import Any, ClassVar
 
 from softprompt.errors import UserError
 
+MOST = 2**31 - 1  # of whatever an option counts
+# options that may name a file or a folder
+PATHS = {
+    "prompt_file", "run_dir", "sweep_dir", "data", "eval_data", "test_data", "model", "init_from", "instructions",
+    "output_file", "plot",
+}  # fmt: skip
+
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None, decides: bool = True) -> Any:
     """Make a dataclass field that is also a command-line flag. If the default is a tuple, it takes several values.
@@ -36,12 +43,35 @@ class Group:
 
     def __post_init__(self) -> None:
         """Check every group of a command, from the last base class to the first, and then the command as a whole."""
+        for name, value in vars(self).items():
+            for each in value if isinstance(value, tuple | list) else (value,):
+                _require_bounds(name, each)
+                if name in PATHS and isinstance(each, str):
+                    _require_path(name, each)
         for group in reversed(type(self).__mro__):
             if issubclass(group, Group) and "check" in vars(group):
                 group.check(self)
 
     def check(self) -> None:
         """Raise `UserError` if a value of the group is not allowed."""
+
+
+def _require_bounds(name: str, value: object) -> None:
+    """Raise `UserError` unless a number of an option is one to compute with; a seed has a bound of its own."""
+    if isinstance(value, int) and abs(value) > MOST and name != "seed":
+        digits = f"{len(str(value))} digits" if abs(value) < 10**4000 else "thousands of digits"
+        raise UserError(f"`{name}`: must be at most {MOST:,}, and the number given has {digits}")
+
+
+def _require_path(name: str, value: str) -> None:
+    """Raise `UserError` if the machine cannot even look for a path: symbolic links in a loop, or a name too long."""
+    try:
+        os.stat(os.path.expanduser(value))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # whoever opens it knows what to say
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"`{name}` {value[:100]!r}: is no usable path ({reason})") from error
 
 
 def groups_of(config_class: type) -> dict[str, list[dataclasses.Field]]:

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from softprompt.base.vocabulary import embedding_weight
 from softprompt.engine.cache import Cache
 from softprompt.engine.decoding import can_decode, decode, front_cache, text_lengths
+from softprompt.engine.families import can_pack
 from softprompt.engine.front import Front
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.errors import UserError
@@ -51,8 +52,8 @@ class SoftPromptModel(nn.Module):
             after: token ids between the prompt and the text.
 
         Raises:
-            UserError: the prompt and the base differ in hidden size, the base does not take `inputs_embeds`, or it has
-                no embedding for an id of the front.
+            UserError: the prompt and the base differ in hidden size, the base does not take `inputs_embeds`, whether in
+                its forward pass or when it generates, or it has no embedding for an id of the front.
         """
         super().__init__()
         width = base_model.get_input_embeddings()(_one_token(base_model)).shape[-1]
@@ -61,6 +62,11 @@ class SoftPromptModel(nn.Module):
         if "inputs_embeds" not in inspect.signature(base_model.forward).parameters:
             raise UserError(f"{type(base_model).__name__} takes no inputs_embeds, so no prompt can stand in front")
         _require_embeddings(base_model, before=before, after=after)
+        if not can_pack(base_model) and not _generates_from_embeds(base_model):
+            raise UserError(
+                f"{type(base_model).__name__} takes inputs_embeds in training and not when it generates, so a prompt"
+                " for it could never answer; choose another base, such as the text model inside it"
+            )
         self.base_model = base_model.requires_grad_(False)
         self.soft_prompt = soft_prompt.to(base_model.device)
         self._before, self._after = tuple(before), tuple(after)
@@ -234,6 +240,12 @@ class SoftPromptModel(nn.Module):
         """Put F entries of `fill` in front of every row: `[B, T]` -> `[B, F + T]`."""
         front = values.new_full((values.shape[0], len(self.front)), fill)
         return torch.cat([front, values], dim=1)
+
+
+def _generates_from_embeds(base_model: PreTrainedModel) -> bool:
+    """Whether transformers' own loops take embeddings for this base; they ask the same question."""
+    prepare = getattr(base_model, "prepare_inputs_for_generation", None)
+    return prepare is not None and "inputs_embeds" in inspect.signature(prepare).parameters
 
 
 def _one_token(base_model: PreTrainedModel) -> Tensor:

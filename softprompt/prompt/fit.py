@@ -1,13 +1,17 @@
 """Whether a prompt fits a base: it was trained on that base, and the context has room for the prompt and the text."""
 
+import shlex
+
 import torch
 from transformers import PreTrainedModel
 
 from softprompt.base.fingerprint import Fingerprint, Likeness, compare_fingerprints, tokenizer_sha256
-from softprompt.base.loading import Base, load_base
+from softprompt.base.known import is_known_base
+from softprompt.base.loading import Base, load_base, require_known_ids
 from softprompt.base.vocabulary import embedding_weight
 from softprompt.errors import UserError
-from softprompt.prompt.file import PromptFile, PromptMetadata
+from softprompt.prompt.file import PromptFile
+from softprompt.prompt.metadata import PromptMetadata
 
 REMARKS = {
     Likeness.SAME: "",
@@ -21,13 +25,21 @@ def load_prompt_base(
 ) -> Base:
     """Load the base that `model` names, or else the base and revision that the prompt file names.
 
+    The file may be a stranger's, so the base that it names must be one that ships with softprompt or one that this user
+    trained on (`base/known.py`); any other has to be named by `model`.
+
     Raises:
-        UserError: neither names a base, or `load_base` raises it.
+        UserError: neither names a base, the one in the file has to be named by `model`, or `load_base` raises it.
     """
     if model:
         return load_base(model, device=device, precision=precision)
     if not facts.base:
         raise UserError(f"{prompt_file}: does not say which base it was made for; pass `model`")
+    if not is_known_base(facts.base, facts.base_revision, facts.base_sha256):
+        raise UserError(
+            f"{prompt_file}: names the base {facts.base}, on which nothing was trained here; if you trust it, add"
+            f" `model` {shlex.quote(facts.base)}"
+        )
     try:
         return load_base(facts.base, device=device, precision=precision, revision=facts.base_revision or None)
     except UserError as error:
@@ -52,7 +64,9 @@ def check_same_base(file: PromptFile, base: Base, *, prompt_file: str, allow_oth
         raise UserError(f"{prompt_file}: does not say which weights it was trained on; try `allow_other_base`")
     stored = Fingerprint(facts.base_sha256, facts.base_sketch or "{}")
     likeness = compare_fingerprints(base.fingerprint, stored)
+    require_known_ids(base, (*facts.before_ids, *facts.after_ids), of=prompt_file)
     if likeness is not Likeness.OTHER and facts.tokenizer_sha256 == tokenizer_sha256(base.tokenizer):
+        require_known_ids(base, (*facts.init_ids, *facts.end_ids), of=prompt_file)
         return REMARKS[likeness]
     what = "another base" if likeness is Likeness.OTHER else "another tokenizer"
     sides = f"trained on {trained} [{stored.sha256[:12]}], this is {base.name} [{base.fingerprint.sha256[:12]}]"

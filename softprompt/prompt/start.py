@@ -11,8 +11,9 @@ from softprompt.base.loading import Base
 from softprompt.config.commands import TrainConfig
 from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding, start_ids
-from softprompt.prompt.file import PromptMetadata, is_count, load_prompt
+from softprompt.prompt.file import load_prompt
 from softprompt.prompt.fit import check_same_base
+from softprompt.prompt.metadata import PromptMetadata, is_count
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 

@@ -15,7 +15,7 @@ from softprompt.config.commands import TrainConfig
 from softprompt.config.options import decisive
 from softprompt.errors import UserError
 from softprompt.prompt.encoder import metadata_of
-from softprompt.prompt.file import PromptMetadata
+from softprompt.prompt.metadata import PromptMetadata
 from softprompt.prompt.start import frequent_labels
 from softprompt.system import sources
 from softprompt.tokens.encoded_splits import EncodedSplits

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.base.device import resolve_device
+from softprompt.base.known import remember_base
 from softprompt.base.loading import Base, load_base, require_known_ids
 from softprompt.config.commands import SweepConfig, TrainConfig
 from softprompt.config.options import decisive, require_types
@@ -94,6 +95,7 @@ def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Re
     model = SoftPromptModel(base.model, prompt, rows.encoder.before_ids, rows.encoder.after_ids)
     require_room(base.model, len(model.front), rows.longest, option="max_length")
     trainer = Trainer(model, base, rows, config, report)
+    remember_base(base.name, base.revision, base.fingerprint.sha256)
     checkpoint = last_checkpoint(config.run_folder) if config.resume else None
     if checkpoint is not None:
         trainer.restore(load_checkpoint(checkpoint))

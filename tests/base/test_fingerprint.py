@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from softprompt import UserError
 from softprompt.base import fingerprint as fingerprints
-from softprompt.base.fingerprint import Fingerprint, Likeness, compare_fingerprints, fingerprint, weight_files
+from softprompt.base.checkpoint import weight_files
+from softprompt.base.fingerprint import Fingerprint, Likeness, compare_fingerprints, fingerprint
 from softprompt.base.loading import load_base
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.file import load_prompt, save_prompt

@@ -56,12 +56,13 @@ def make_config_own(folder):
 def test_a_model_with_code_of_its_own_is_refused(capfd, program, folder, trace, tmp_path, rows_file):
     make_config_own(folder)
     prompt = tmp_path / "prompt.safetensors"
+    data = ["--data", rows_file] if program in ("train", "sweep", "evaluate") else []
     if program in ("generate", "evaluate", "inspect"):
         # the file of a stranger names the base
         save_prompt(prompt, SoftPromptEmbedding(torch.ones(2, 4)), {"base": str(folder)})
-    argv = ["--model", folder, "--data", rows_file] if program in ("train", "sweep") else []
-    argv += ["--data", rows_file] if program == "evaluate" else []
-    result = run_command(capfd, program, "--prompt-file", prompt, *argv)
+        result = run_command(capfd, program, "--prompt-file", prompt, *data)
+        assert_one_line(result, folder, "nothing was trained here", f"--model {folder}")
+    result = run_command(capfd, program, "--prompt-file", prompt, "--model", folder, *data)
     assert_one_line(result, folder, "never runs", "config.json", "auto_map")
     assert not trace.exists()
 

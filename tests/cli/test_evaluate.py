@@ -169,7 +169,7 @@ def test_rows_that_the_prompt_has_seen_are_said(report, work, model_folder):
     strangers = [EncodedRow([7, 8, place], [7, 8, place]) for place in range(half)]
     sketches = {"train": sketch_of(encoded[:half] + strangers), "held_out": sketch_of(encoded[half:])}
     save_for(model_folder, "a.safetensors", rows_sketch=json.dumps(sketches))
-    save_for(model_folder, "b.safetensors", seed=1, rows_sketch="[no json")
+    save_for(model_folder, "b.safetensors", seed=1, rows_sketch="")
     out, _ = report(prompt_file=["a.safetensors", "b.safetensors"])
     notes = [line for line in out.splitlines() if "which flatters it" in line]
     assert notes == [

@@ -162,10 +162,12 @@ def test_a_prompt_that_does_not_say_its_weights(capfd, tmp_path, model_folder):
     path = tmp_path / "mine.safetensors"
     save_prompt(path, SoftPromptEmbedding.from_tensor(torch.ones(2, 32)), {"base": str(model_folder)})
     assert load_prompt(path).weight.shape == (2, 32)
-    refused = run_command(capfd, "generate", "--prompt-file", path, "--max-new-tokens", 2)
+    words = ["--prompt-file", path, "--max-new-tokens", 2]
+    assert_one_line(run_command(capfd, "generate", *words), path, f"--model {model_folder}")
+    words += ["--model", model_folder]
+    refused = run_command(capfd, "generate", *words)
     assert_one_line(refused, path, "does not say which weights", "--allow-other-base")
-    words = ["--prompt-file", path, "--allow-other-base", "--max-new-tokens", 2]
-    assert run_command(capfd, "generate", *words).status == 0
+    assert run_command(capfd, "generate", *words, "--allow-other-base").status == 0
 
 
 def test_a_base_that_has_moved_is_blamed_on_the_prompt_file(train, capfd, model_folder, tmp_path):

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from softprompt import SoftPromptEmbedding, UserError, load_prompt, save_prompt
-from softprompt.prompt.file import PromptMetadata
+from softprompt.base.fingerprint import Fingerprint, compare_fingerprints
+from softprompt.config.commands import MAX_INIT_TEXT
+from softprompt.prompt.metadata import MAX_TEXT, PromptMetadata
 from softprompt.prompt.start import why_no_start
 
 FULL = PromptMetadata(
     base="builtin:bloom-small@1",
     base_revision="0123abc",
     base_sha256="ab" * 32,
-    base_sketch='{"h": ["F32", [1], "AAAA"]}',
+    base_sketch='{"h": ["F32", [1], "AAAAAAAAAAA="]}',
     tokenizer_sha256="cd" * 32,
     eos_token="</s>",
     init="answers",
@@ -84,10 +86,9 @@ def test_two_prompts_share_no_list():
     ["[1", "{", "no json", "null", "true", "7", '"text"', "1e999", "NaN", LONG, f"[{LONG}]", DEEP, "\0", "\ufeff[]"],
     ids=lambda text: repr(text[:12]),
 )
-def test_broken_json_and_other_types_count_as_absent(key, text):
-    assert PromptMetadata.from_strings(FULL.to_strings() | {key: text}) == dataclasses.replace(
-        FULL, **{key: getattr(PromptMetadata(), key)}
-    )
+def test_broken_json_and_other_types_are_refused(key, text):
+    with pytest.raises(UserError, match=f"^{key} "):
+        PromptMetadata.from_strings(FULL.to_strings() | {key: text})
 
 
 @pytest.mark.parametrize(
@@ -95,23 +96,71 @@ def test_broken_json_and_other_types_count_as_absent(key, text):
     [[1, -2], [True], [5, True], [5, False, 7], [1.0], ["5"], [None], [[5]], [[5], 7], [{}], [2**63], [5, 10**400], {}],
     ids=lambda ids: repr(ids)[:20],
 )
-def test_a_list_with_one_id_that_is_none_is_absent_as_a_whole(ids):
-    """Without that one the prompt would start from other tokens than it did."""
-    facts = PromptMetadata.from_strings({"init": "answers", "init_ids": json.dumps(ids)})
-    assert facts.init_ids == []
-    assert "the tokens of the answers" in why_no_start(facts)
+@pytest.mark.parametrize("key", ["init_ids", "end_ids", "before_ids", "after_ids"])
+def test_a_list_with_one_id_that_is_none_is_refused(key, ids):
+    with pytest.raises(UserError, match=f"^{key} is not a list of token ids"):
+        PromptMetadata.from_strings({key: json.dumps(ids)})
+
+
+def test_a_start_without_its_ids_cannot_be_made_again():
+    assert "the tokens of the answers" in why_no_start(PromptMetadata.from_strings({"init": "answers"}))
 
 
 @pytest.mark.parametrize("sketch", ["00", 7, True, None, {"00": 1}, [7], ["00", 7], [["00"]], ["00", None], [True]])
-def test_a_sketch_that_is_no_list_of_texts_is_absent(sketch):
-    text = json.dumps({"train": sketch, "held_out": ["ff"]})
-    assert PromptMetadata.from_strings({"rows_sketch": text}).rows_sketch == {"held_out": ["ff"]}
+def test_a_sketch_that_is_no_list_of_texts_is_refused(sketch):
+    with pytest.raises(UserError, match="^rows_sketch is not an object of lists of texts"):
+        PromptMetadata.from_strings({"rows_sketch": json.dumps({"train": sketch, "held_out": ["ff"]})})
 
 
-@pytest.mark.parametrize("seed", [None, True, False, -1, 1.0, "7", [7], 2**63, 10**400])
-def test_a_seed_that_is_no_count_is_not_told(seed):
+BAD_TRAINING = [
+    *({"seed": seed} for seed in (None, True, False, -1, 1.0, "7", [7], 2**63, 10**400)),
+    *({"curve": curve} for curve in (None, {}, "x", [1], [[1]], [[1, 2, 3]], [["1", 2]], [[1, "2"]], [[10**400, 1.0]])),
+    *({"curve": [[1, loss]]} for loss in (True, [2], 10**400, {})),
+    *({"held_out_loss": losses} for losses in ([1], "x", 7, {"trained_prompt": "1"}, {"trained_prompt": 10**400})),
+    *({name: -1} for name in ("steps", "rows", "rows_per_step")),
+]
+
+
+@pytest.mark.parametrize("training", BAD_TRAINING, ids=lambda training: repr(training)[:40])
+def test_figures_of_another_type_are_refused(training):
+    with pytest.raises(UserError, match="^training is not an object of figures"):
+        PromptMetadata.from_strings({"training": json.dumps(training)})
+
+
+BAD_SKETCHES = [
+    "not json", "[1,2]", "5", "null", DEEP, '{"h": 5}', '{"h": ["F32"]}', '{"h": ["F32", [1], "A"]}',
+    '{"h": ["F32", [1], ""]}', '{"h": ["F32", [-1], "AAAAAAAAAAA="]}', '{"h": ["F32", [10], "AAAAAAAAAAA="]}',
+    '{"h": [5, [1], "AAAAAAAAAAA="]}', '{"h": ["F32", ["1"], "AAAAAAAAAAA="]}', '{"h": ["F32", [1], "AAAAAAAAAA=="]}',
+    '{"h": ["F32", [true], "AAAAAAAAAAA="]}', '{"h": ["F32", 1, "AAAAAAAAAAA="]}', '{"h": null}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sketch", BAD_SKETCHES, ids=lambda text: text[:30])
+def test_a_sketch_of_a_base_that_is_none_is_refused(sketch):
+    with pytest.raises(UserError, match="^base_sketch "):
+        PromptMetadata.from_strings({"base_sketch": sketch})
+    with pytest.raises(UserError, match="^base_sketch "):
+        compare_fingerprints(Fingerprint("a", "{}"), Fingerprint("b", sketch))
+
+
+@pytest.mark.parametrize(
+    ("key", "limit"), [("init_text", MAX_INIT_TEXT), ("base", MAX_TEXT), ("template_text", MAX_TEXT)]
+)
+def test_a_text_has_a_longest_length(key, limit):
+    assert getattr(PromptMetadata.from_strings({key: "x" * limit}), key) == "x" * limit
+    with pytest.raises(UserError, match=f"^{key} has {limit + 1:,} characters"):
+        PromptMetadata.from_strings({key: "x" * (limit + 1)})
+
+
+@pytest.mark.parametrize("key", ["base", "init_text", "data", "eos_token"])
+def test_half_a_character_is_refused(key):
+    with pytest.raises(UserError, match=f"^{key} is not Unicode"):
+        PromptMetadata.from_strings({key: "half \ud83d"})
+
+
+def test_the_longest_seed_is_one():
     for init in ("vocab", "random"):
-        facts = PromptMetadata.from_strings({"init": init, "training": json.dumps({"seed": seed})})
+        facts = PromptMetadata.from_strings({"init": init})
         assert f"the seed of its {init} start" in why_no_start(facts)
         assert why_no_start(dataclasses.replace(facts, training={"seed": 2**63 - 1})) == ""
 
