@@ -12,7 +12,7 @@ class Diverged(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM stopped the work.
+    """SIGINT, SIGTERM or SIGHUP stopped the work.
 
     Attributes:
         signum: number of the signal.

@@ -18,11 +18,13 @@ class EncodedRow:
 
     Attributes:
         num_cut: how many tokens of the row's end were cut off.
+        number: the number of the row in its data, from 1; 0 if it came from nowhere.
     """
 
     input_ids: list[int]
     labels: list[int]
     num_cut: int = field(default=0, compare=False, repr=False)
+    number: int = field(default=0, compare=False, repr=False)
 
     @property
     def num_supervised(self) -> int:
@@ -86,12 +88,13 @@ def _encode(
     settings = {"add_special_tokens": False, "split_special_tokens": True}
     questions = tokenizer([template.question(row.instruction, row.input) for row in rows], **settings)["input_ids"]
     answers = tokenizer([row.output for row in rows], **settings)["input_ids"]
-    for question, answer in zip(questions, answers, strict=True):
+    for row, question, answer in zip(rows, questions, answers, strict=True):
         response = [*answer, tokenizer.eos_token_id]
         yield EncodedRow(
             input_ids=(question + response)[:max_length],
             labels=([IGNORE_INDEX] * len(question) + response)[:max_length],
             num_cut=max(len(question) + len(response) - max_length, 0),
+            number=row.number,
         )
 
 

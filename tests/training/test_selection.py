@@ -55,13 +55,6 @@ def test_patience_counts_evaluations_without_a_lower_loss():
     assert not filled([1.0] * 50).exhausted
 
 
-def test_a_checkpoint_gives_the_same_selection_back():
-    selection = filled([3.0, 2.0, 2.5], patience=4)
-    again = Selection(**selection.state())
-    again.add(3, 2.2, torch.zeros(1, 2))
-    assert (again.best_step, again.stale, again.curve[-1]) == (1, 2, (3, 2.2))
-
-
 def test_the_file_holds_the_best_prompt_and_with_save_last_the_last(model_folder, rows_file, tmp_path):
     ends = {}
     for last in (False, True):
