@@ -11,6 +11,21 @@ class Diverged(UserError):
     """A run cannot go on because its loss, gradient or prompt is no longer finite."""
 
 
+class NotFiniteLogits(UserError):
+    """A base behind a prompt gives logits from which no token can be chosen.
+
+    Attributes:
+        row: the place in the batch, from 0, of the first such row.
+    """
+
+    def __init__(self, row: int) -> None:
+        super().__init__(
+            "the logits are not finite: the base overflows or is damaged, or the prompt is too large for it; try"
+            " `precision` fp32"
+        )
+        self.row = row
+
+
 class Interrupted(KeyboardInterrupt):
     """SIGINT, SIGTERM or SIGHUP stopped the work.
 

@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, Sampling
 from softprompt.engine.batches import plan_batches
+from softprompt.engine.decoding import require_finite
+from softprompt.engine.families import can_pack
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
 from softprompt.prompt.fit import context_limit
@@ -40,6 +42,7 @@ def generate_batch(
 
     Raises:
         UserError: a question leaves no room for an answer.
+        NotFiniteLogits: no token can be chosen for a question; `row` is its place in `questions`.
     """
     budgets = [new_token_budget(sampling, len(ids)) for ids in questions]
     longest = max(len(ids) for ids in questions)
@@ -57,6 +60,7 @@ def generate_batch(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         streamer=streamer,
+        **({} if _decodes_here(model) else {"logits_processor": [FiniteLogits()]}),
         **NEUTRAL,
         **_draws(sampling),
     )
@@ -167,6 +171,20 @@ def answers_beside_references(
 def text_of(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the text of an answer, without special tokens."""
     return decode_text(ids, tokenizer, skip_special_tokens=True)
+
+
+class FiniteLogits(LogitsProcessor):
+    """Checks the logits where transformers' own loop decodes, as `decode` checks its own."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return `scores` `[B, V]`; raises `NotFiniteLogits`."""
+        require_finite(scores)
+        return scores
+
+
+def _decodes_here(model: SoftPromptModel | PreTrainedModel) -> bool:
+    """Whether `engine/decoding.py` decodes."""
+    return isinstance(model, SoftPromptModel) and can_pack(model.base_model)
 
 
 def _draws(sampling: Sampling) -> dict[str, object]:

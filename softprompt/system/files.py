@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,9 +120,24 @@ def remove_temporaries(folder: Path, name: str, *, locked: bool) -> None:
             found = pattern.fullmatch(path.name)
             if found and (locked or (found[1] is not None and not _is_alive(int(found[1])))):
                 if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_folder(path)
                 else:
                     path.unlink()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and what is in it, without opening folders, which some systems refuse; raises `OSError`."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before it
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+    folder.rmdir()
+
+
+def _remove_quietly(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        remove_folder(folder)
 
 
 def _is_alive(process: int) -> bool:
@@ -159,11 +173,11 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX))
             os.rename(path, old / path.name)
             os.rename(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
+            _remove_quietly(old)
         else:
             os.rename(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_quietly(temporary)
         raise
     _sync_folder(path.parent)
 

@@ -62,8 +62,7 @@ def _locked(path: Path, what: str, say: Callable[[str], None]) -> int | None:
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:  # a folder that cannot be written is refused with better words by its own check
-            say(f"note: {what} is not locked ({error.strerror}); start no second run there")
+        except OSError:  # a folder that cannot be written is refused by its own check
             return None
         try:
             _lock(handle)

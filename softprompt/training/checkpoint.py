@@ -5,7 +5,6 @@ A checkpoint is a folder `checkpoint-STEP` with `state.safetensors`, which holds
 """
 
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import UserError
-from softprompt.system.files import SUFFIX, atomic_folder, write_atomic
+from softprompt.system.files import SUFFIX, atomic_folder, remove_folder, write_atomic
+from softprompt.training.recipe import Recipe
 from softprompt.training.state_file import Damaged, Layout, from_number, read_state, state_bytes
 
 PROMPT_NAME = "prompt.safetensors"
@@ -114,7 +114,7 @@ def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint, which is whole under its name until it is gone."""
     grave = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=SUFFIX))
     folder.rename(grave / folder.name)
-    shutil.rmtree(grave)
+    remove_folder(grave)
 
 
 def checkpoints(run_folder: Path) -> list[Path]:
@@ -138,20 +138,27 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
 
 
-def load_checkpoint(folder: Path, layout: Layout) -> Checkpoint:
+def load_checkpoint(folder: Path, layout: Layout, compare: Callable[[Recipe], None]) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
         layout: the tensors that a state of this run may have.
+        compare: raises `UserError` if the recipe of the state is not that of this run; called to tell why its tensors
+            are others.
 
     Raises:
         Damaged: the state is missing, cut short, altered, or not of this folder's step.
-        UserError: another version of softprompt wrote it.
+        UserError: another version of softprompt wrote it, or a run with other options.
     """
     path = folder / STATE_NAME
+
+    def compare_recipes(content: dict[str, Any]) -> None:
+        if _is_recipe(recipe := content.get("recipe")):
+            compare(Recipe(**recipe))
+
     if (folder / OLD_STATE_NAME).exists() and not path.exists():
         raise UserError(f"{folder}: written by another version of softprompt; start anew with `overwrite`")
-    content, tensors = read_state(path, layout)
+    content, tensors = read_state(path, layout, compare_recipes)
     if content.keys() != FIELDS.keys():
         raise Damaged("it has other keys than a state")
     for name, is_right in FIELDS.items():

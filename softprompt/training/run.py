@@ -95,7 +95,7 @@ def _restore_last(trainer: Trainer) -> None:
     folder, damaged = trainer.config.run_folder, []
     for checkpoint in reversed(checkpoints(folder)):
         try:
-            trainer.restore(load_checkpoint(checkpoint, trainer.layout()))
+            trainer.restore(load_checkpoint(checkpoint, trainer.layout(), trainer.recipe.require_same))
         except Damaged as error:
             damaged.append(f"{checkpoint / STATE_NAME}: {error}")
             continue

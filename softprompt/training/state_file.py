@@ -9,7 +9,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,11 +49,15 @@ def state_bytes(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> by
     return struct.pack("<Q", len(text)) + text + data
 
 
-def read_state(path: Path, layout: Layout) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_state(
+    path: Path, layout: Layout, compare: Callable[[dict[str, Any]], None]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the JSON value and the tensors of a state file.
 
     Args:
         layout: the tensors that the state may have. One with more elements than that is refused before it is read.
+        compare: called with the JSON value, which nothing has checked yet, if the tensors are others. It may raise a
+            `UserError` that says why, which is that the state is of a run with other options.
 
     Raises:
         Damaged: the file cannot be read, was cut short or altered, or holds other tensors.
@@ -68,7 +72,11 @@ def read_state(path: Path, layout: Layout) -> tuple[dict[str, Any], dict[str, Te
             if metadata.get("version") != str(STATE_VERSION):
                 raise UserError(f"{path}: written by another version of softprompt; start anew with `overwrite`")
             specs = {name: spec for name, spec in header.items() if name != "__metadata__"}
-            places = _places(specs, layout, size)
+            try:
+                places = _places(specs, layout, size)
+            except Damaged:
+                compare(_parsed(metadata["state"]))
+                raise
             data = bytearray(file.read(size))
     except OSError as error:
         raise Damaged(error.strerror or str(error)) from error

@@ -263,7 +263,8 @@ def test_passes_are_cut_as_stored_and_the_cut_does_not_change_the_run(model_fold
     assert (prompts["auto"] - prompts["60"]).abs().max() < 1e-4 * prompts["auto"].abs().max()
     resumed = trainer_for(model_folder, rows_file, tmp_path / "60", max_tokens_per_pass="60", resume=True, **options)
     resumed.max_tokens = 4096  # as if the memory that is free had changed
-    resumed.restore(load_checkpoint(tmp_path / "60" / "p.run" / "checkpoint-2", resumed.layout()))
+    folder = tmp_path / "60" / "p.run" / "checkpoint-2"
+    resumed.restore(load_checkpoint(folder, resumed.layout(), resumed.recipe.require_same))
     assert resumed.max_tokens == 60
 
 
