@@ -3,14 +3,16 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.commands import assert_one_line, run_command, run_python, snapshot, start_command
+from helpers.commands import ROOT, assert_one_line, run_command, run_python, snapshot, start_command
 from helpers.rows import ROWS
 
 import softprompt
@@ -87,10 +89,8 @@ def test_a_prompt_that_came_meanwhile_is_kept(train, work, monkeypatch, extra):
 
     monkeypatch.setattr(trainer_module.Trainer, "_advance", advance)
     last = passed(train(*extra)).out.splitlines()[-1]
-    assert (
-        last
-        == "note: another file came to prompt.safetensors meanwhile and is kept, so this one is prompt-2.safetensors"
-    )
+    note = "note: another file came to prompt.safetensors meanwhile and is kept, so this one is prompt-2.safetensors"
+    assert last == note
     assert (work / "prompt.safetensors").read_text() == "another's"
     assert load_prompt("prompt-2.safetensors").weight.shape[0] == 3
 
@@ -111,9 +111,10 @@ def test_what_is_only_shown_never_ends_a_run(train, words, work, monkeypatch):
     assert out.count("warning: prompt.run/metrics.jsonl: No space left on device") == 1
     assert (work / "prompt.safetensors").read_bytes() == whole
     for name, redirection in (("a", ">&-"), ("b", ">/dev/full"), ("c", ">&- 2>&-")):
-        command = start_command("train", *words, "--prompt-file", f"{name}.safetensors", cwd=work).args
-        line = " ".join(map(str, command)) + redirection
-        assert subprocess.run(["bash", "-c", line], cwd=work, capture_output=True, timeout=120).stderr == b""
+        command = [sys.executable, ROOT / "train.py", *words, "--prompt-file", f"{name}.safetensors"]
+        line = f"{shlex.join(map(str, command))} {redirection}"
+        done = subprocess.run(["bash", "-c", line], cwd=work, capture_output=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, b"")
         assert (work / f"{name}.safetensors").exists()
 
 
