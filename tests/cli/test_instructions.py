@@ -382,6 +382,14 @@ def test_a_kill_between_the_output_and_the_removal_of_its_partial_is_gone_on_fro
     assert not list(work.glob("*answers-2*"))
 
 
+@pytest.mark.parametrize("sampling", [[], ["--seed", 1]])
+def test_logits_that_are_not_finite_are_one_line_with_the_row(generate, work, model_folder, sampling):
+    save_for(model_folder, "huge.safetensors", scale=1e30)  # beyond what the norm of a layer can square
+    result = generate("--prompt-file", "huge.safetensors", *sampling)
+    assert result.status == 2 and "Traceback" not in result.err
+    assert re.search(r"--instructions, row \d+: the logits are not finite: ", result.err.splitlines()[-1])
+
+
 @pytest.mark.parametrize("which", ["a batch", "the output"])
 def test_full_disk(generate, work, monkeypatch, which):
     passed(generate(output_file="whole.jsonl"))
