@@ -27,7 +27,7 @@ from softprompt.config.options import require_types
 from softprompt.data.reading import Data
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
-from softprompt.errors import Interrupted, UserError
+from softprompt.errors import Diverged, Interrupted, UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.file import PromptFile, load_prompt, prompt_bytes
 from softprompt.prompt.fit import check_same_base, load_prompt_base, require_room
@@ -237,6 +237,8 @@ def train(
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, Interrupted):  # its message names a checkpoint that was just deleted
             raise Interrupted(error.signum, "stopped; without a `prompt_file` nothing is kept") from None
+        if isinstance(error, Diverged):  # likewise
+            raise Diverged(error.cause) from None
         raise
     trained.file = None
     weakref.finalize(trained, shutil.rmtree, temporary, ignore_errors=True)

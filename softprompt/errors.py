@@ -8,7 +8,15 @@ class UserError(ValueError):
 
 
 class Diverged(UserError):
-    """A run cannot go on because its loss, gradient or prompt is no longer finite."""
+    """A run cannot go on because its loss, gradient or prompt is no longer finite.
+
+    Attributes:
+        cause: the message without the place of the best prompt.
+    """
+
+    def __init__(self, cause: str, place: str = "") -> None:
+        super().__init__(cause + place)
+        self.cause = cause
 
 
 class NotFiniteLogits(UserError):

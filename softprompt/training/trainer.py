@@ -229,8 +229,8 @@ class Trainer:
         if alone:
             advice = f"the base alone gives no finite loss there: {describe_fault(self.base, [alone[0].input_ids])}"
         raise Diverged(
-            f"{line}, as in {self.not_finite} steps in a row; {advice};"
-            f" the best prompt, of step {self.kept_step}, is in {self.written}"
+            f"{line}, as in {self.not_finite} steps in a row; {advice}",
+            f"; the best prompt, of step {self.kept_step}, is in {self.written}",
         )
 
     def _after_step(self, folder: Path, rate: float, grad_norm: float) -> None:
