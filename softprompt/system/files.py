@@ -12,6 +12,8 @@ from pathlib import Path
 from softprompt.errors import UserError
 
 SUFFIX = ".tmp"  # of temporary files
+# what a file system without rights, or one that cannot sync a folder, answers
+REFUSED = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 PROBE = 4096  # bytes that are written to try a place
 
 
@@ -96,8 +98,9 @@ def _written(path: Path, content: bytes) -> Iterator[str]:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            with contextlib.suppress(OSError, AttributeError):  # some file systems and Windows have no such rights
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
+            if hasattr(os, "fchmod"):  # Windows has none
+                with _optional():
+                    os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
         yield temporary
     except BaseException as error:
@@ -166,7 +169,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX))
     try:
         yield temporary
-        with contextlib.suppress(OSError):
+        with _optional():
             os.chmod(temporary, 0o777 & ~_umask())
         _sync_folder(temporary)
         if path.exists():  # a rename replaces no folder that holds something
@@ -246,12 +249,22 @@ def _try_write(folder: Path, name: str) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Sync `folder` to disk, where that is possible, so that a rename in it survives a power cut."""
-    with contextlib.suppress(OSError):  # some file systems and Windows cannot sync a folder
+    with _optional():
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def _optional() -> Iterator[None]:
+    """Go on if the system refuses what the block asks for; a disk that is full or fails is an error still."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
 
 
 def _umask() -> int:

@@ -153,8 +153,8 @@ def load_checkpoint(folder: Path, layout: Layout, compare: Callable[[Recipe], No
     path = folder / STATE_NAME
 
     def compare_recipes(content: dict[str, Any]) -> None:
-        if _is_recipe(recipe := content.get("recipe")):
-            compare(Recipe(**recipe))
+        if _is_recipe(content.get("recipe")):
+            compare(Recipe(**content["recipe"]))
 
     if (folder / OLD_STATE_NAME).exists() and not path.exists():
         raise UserError(f"{folder}: written by another version of softprompt; start anew with `overwrite`")

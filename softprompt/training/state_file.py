@@ -19,7 +19,7 @@ from torch import Tensor
 
 from softprompt.errors import UserError
 
-FORMAT = "softprompt state"
+FORMAT = "softprompt-state"
 STATE_VERSION = 6
 DTYPES = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "U8": torch.uint8}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
