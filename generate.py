@@ -5,7 +5,7 @@ import sys
 from functools import partial
 
 from softprompt.cli.generate import main
-from softprompt.cli.program import run
+from softprompt.cli.program import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run(partial(main, prog="generate.py"), prog="generate.py"))
+    sys.exit(leave(run(partial(main, prog="generate.py"), prog="generate.py")))

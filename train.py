@@ -4,8 +4,8 @@
 import sys
 from functools import partial
 
-from softprompt.cli.program import run
+from softprompt.cli.program import leave, run
 from softprompt.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(run(partial(main, prog="train.py"), prog="train.py"))
+    sys.exit(leave(run(partial(main, prog="train.py"), prog="train.py")))

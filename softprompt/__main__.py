@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from softprompt import __version__
-from softprompt.cli.program import run
+from softprompt.cli.program import leave, run
 from softprompt.errors import UserError
 
 # each is a module of `cli` with a function `main(argv, prog)`; `--help` shows the docstring of the module
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
 
 def entry() -> int:
     """Run the console script and return its exit status."""
-    return run(lambda: main(sys.argv[1:]), prog="softprompt")
+    return leave(run(lambda: main(sys.argv[1:]), prog="softprompt"))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from softprompt.data.reading import Data
 from softprompt.data.row import Row
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
-from softprompt.errors import Interrupted, UserError
+from softprompt.errors import Diverged, Interrupted, UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.encoder import encoder_of
 from softprompt.prompt.file import PromptFile, load_prompt, prompt_bytes
@@ -37,9 +37,9 @@ from softprompt.system.files import check_output_file, write_atomic
 from softprompt.system.process import quiet_libraries
 from softprompt.tokens.encoded_splits import EncodedSplits
 from softprompt.tokens.encoding import Encoder
-from softprompt.training.checkpoint import check_outputs
 from softprompt.training.report import BarReport, Report
 from softprompt.training.run import DATA, IN_MEMORY, load_inputs, note_run, options_of_run, prepare_run
+from softprompt.training.run_folder import reserved_run
 from softprompt.training.selection import Losses, Result
 
 COMMAND_ONLY = ("eval_generate", "verbose")  # options of the command that only print
@@ -161,7 +161,8 @@ class TrainedPrompt(LoadedPrompt):
         result: `Result`, the held-out and test losses and the step of the prompt that was kept.
         curve: `Curve`, the losses over the steps; None if there are none.
         rows: `EncodedSplits`, the rows that were used, and which were left out.
-        file: `Path` of the prompt file; None if `train` was called without `prompt_file`.
+        file: `Path` of the prompt file; None if `train` was called without `prompt_file`. If another file came to that
+            place during the run, it is a free name beside it.
     """
 
     def __init__(
@@ -214,8 +215,8 @@ def train(
     Raises:
         UserError: the input is wrong; the message names the option. `Diverged`, a subclass, says that the loss, the
             gradient or the prompt is no longer finite.
-        Interrupted: SIGINT or SIGTERM stopped the run; it is a `KeyboardInterrupt`. With a `prompt_file`, the last
-            whole step is saved, and `resume=True` continues from it.
+        Interrupted: SIGINT, SIGTERM or SIGHUP stopped the run; it is a `KeyboardInterrupt`. With a `prompt_file`, the
+            last whole step is saved, and `resume=True` continues from it.
     """
     named = {"data": data, "eval_data": eval_data, "test_data": test_data, "model": model}
     named |= {"virtual_tokens": virtual_tokens}
@@ -238,6 +239,8 @@ def train(
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, Interrupted):  # its message names a checkpoint that was just deleted
             raise Interrupted(error.signum, "stopped; without a `prompt_file` nothing is kept") from None
+        if isinstance(error, Diverged):  # likewise
+            raise Diverged(error.cause) from None
         raise
     trained.file = None
     weakref.finalize(trained, shutil.rmtree, temporary, ignore_errors=True)
@@ -287,16 +290,17 @@ def _train(given: dict[str, Any], in_memory: dict[str, Any], progress: bool) -> 
         if given.get(name):
             raise UserError(f"`{name}`: only the command prints; ask the object that `train` returns")
     config = TrainConfig(**options_of_run(given))
-    check_outputs(config)
-    with _torch_as_it_was(resolve_device(config.device)):
+    report = BarReport() if progress else Report()
+    with reserved_run(config, report.say) as replaces, _torch_as_it_was(resolve_device(config.device)):
         with quiet_libraries():
             base, rows = load_inputs(config, in_memory)
-        trainer = prepare_run(config, base, rows, BarReport() if progress else Report())
+        trainer = prepare_run(config, base, rows, report)
+        trainer.replaces = replaces
         note_run(trainer)
         result = trainer.run()
-    training = load_prompt(config.prompt_file).facts.training
-    curve = load_curve(config.prompt_file, config.run_dir, training)
-    return TrainedPrompt(trainer.model, base, config.prompt_file, result=result, curve=curve, rows=rows)
+    file = str(trainer.written)
+    curve = load_curve(file, str(config.run_folder), load_prompt(file).facts.training)
+    return TrainedPrompt(trainer.model, base, file, result=result, curve=curve, rows=rows)
 
 
 def _options(config_class: type, given: dict[str, Any]) -> Any:

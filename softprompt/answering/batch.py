@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import LogitsProcessor, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, DEFAULT_NEW_TOKENS, Sampling
 from softprompt.data.row import Row
 from softprompt.engine.batches import plan_batches
+from softprompt.engine.decoding import require_finite
 from softprompt.engine.families import can_pack
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
@@ -41,6 +42,7 @@ def generate_batch(
 
     Raises:
         UserError: a question leaves no room for an answer.
+        NotFiniteLogits: no token can be chosen for a question; `row` is its place in `questions`.
     """
     if len(questions) > 1 and answers_one_by_one(model):
         return [answers for ids in questions for answers in generate_batch(model, encoder, sampling, questions=[ids])]
@@ -61,6 +63,7 @@ def generate_batch(
         eos_token_id=end_ids,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         streamer=streamer,
+        **({} if _decodes_here(model) else {"logits_processor": [FiniteLogits()]}),
         **NEUTRAL,
         **_draws(sampling),
     )
@@ -197,6 +200,20 @@ def text_of(ids: list[int], encoder: Encoder) -> str:
     """Return the text of an answer, without the id that ends it and without special tokens."""
     ids = ids[:-1] if ids and ids[-1] in encoder.end_ids else ids
     return decode_text(ids, encoder.tokenizer, skip_special_tokens=True)
+
+
+class FiniteLogits(LogitsProcessor):
+    """Checks the logits where transformers' own loop decodes, as `decode` checks its own."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return `scores` `[B, V]`; raises `NotFiniteLogits`."""
+        require_finite(scores)
+        return scores
+
+
+def _decodes_here(model: SoftPromptModel | PreTrainedModel) -> bool:
+    """Whether `engine/decoding.py` decodes."""
+    return isinstance(model, SoftPromptModel) and can_pack(model.base_model)
 
 
 def _draws(sampling: Sampling) -> dict[str, object]:

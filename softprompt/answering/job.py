@@ -20,9 +20,10 @@ from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
 from softprompt.data.row import Row
 from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
-from softprompt.errors import Interrupted, UserError
+from softprompt.errors import Interrupted, NotFiniteLogits, UserError
 from softprompt.prompt.file import PromptFile
 from softprompt.prompt.fit import context_limit, require_room
+from softprompt.system.files import FileId
 from softprompt.system.process import is_out_of_memory
 from softprompt.tokens.encoding import Encoder
 
@@ -75,6 +76,7 @@ def answer_rows(
     name: str,
     prompt: PromptFile,
     report: JobReport | None = None,
+    replaces: FileId | None = None,
 ) -> None:
     """Answer `rows` into the output file.
 
@@ -82,6 +84,7 @@ def answer_rows(
         name: what messages call the rows.
         encoder: how the prompt's file has rows written.
         prompt: the file of the model's prompt, whose hash `resume` compares.
+        replaces: the file that the output may replace, as it was when the command began.
 
     Raises:
         UserError: a row leaves no room for an answer, `resume` finds the answers of another run, memory runs out, or
@@ -94,6 +97,7 @@ def answer_rows(
     front = len(model.front)
     _check_room(questions, base, config, encoder, front, name)
     file = _open(config, _recipe(questions, base, config, prompt.metadata["sha256"]), len(questions), report)
+    file.replaces = replaces
     waiting = [question for question in questions if question.row.number not in file.answers]
     batches = plan_batches(
         [len(question.ids) for question in waiting],
@@ -119,6 +123,8 @@ def answer_rows(
     seconds = time.perf_counter() - start
     rates = f": {len(waiting) / seconds:.1f} rows/s, {tokens / seconds:,.0f} tokens/s" if waiting else ""
     report.say(f"answers written to {file.path}{rates}")
+    if file.path != (planned := answers_path(config)):
+        report.say(f"note: another file came to {planned} meanwhile and is kept, so the answers are in {file.path}")
 
 
 def _answer_batches(
@@ -137,7 +143,11 @@ def _answer_batches(
             numbers = [question.row.number for question in batch]
             torch.manual_seed(_batch_seed(file.header["seed"], numbers[0]))
             ids = [question.ids for question in batch]
-            answers = generate_batch(model, encoder, config, questions=ids)
+            try:
+                answers = generate_batch(model, encoder, config, questions=ids)
+            except NotFiniteLogits as error:
+                number = numbers[error.row // config.num_return_sequences]
+                raise UserError(f"`instructions`, row {number}: {error}; {file.place()}") from error
             file.append(numbers, [[text_of(answer, encoder) for answer in several] for several in answers])
             tokens += sum(len(answer) for several in answers for answer in several)
             report.answered(len(batch))

@@ -4,16 +4,19 @@ The first line of the partial file says to which run its answers belong. Every f
 synced to disk before the next one begins, so a crash loses only the batch in progress.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from softprompt.config.commands import GenerateConfig
 from softprompt.data.values import to_json
 from softprompt.errors import UserError
 from softprompt.system import sources
-from softprompt.system.files import check_output_file, write_atomic
+from softprompt.system.files import FileId, check_output_file, remove_temporaries, write_atomic, write_result
+from softprompt.system.locks import hold_lock
 
 KIND = "softprompt answers"
 VERSION = 1
@@ -24,6 +27,7 @@ class AnswerFile:
 
     def __init__(self, path: Path, header: dict, num_rows: int, answers: dict[int, list[str]]) -> None:
         self.path, self.header, self.num_rows, self.answers = path, header, num_rows, answers
+        self.replaces: FileId | None = None  # the file that the output may replace
         self.partial = partial_path(path)
 
     @classmethod
@@ -58,8 +62,12 @@ class AnswerFile:
         self.answers |= dict(zip(numbers, answers, strict=True))
 
     def finish(self, records: Sequence[dict]) -> None:
-        """Write the output, one object per row, and delete the partial file."""
-        write_atomic(self.path, b"".join(_line(record) for record in records))
+        """Write the output, one object per row, and delete the partial file.
+
+        A file that came to that place meanwhile is kept, unless it holds the same; `path` is then a free name beside.
+        """
+        content = b"".join(_line(record) for record in records)
+        self.path = write_result(self.path, content, replaces=self.replaces)
         self.partial.unlink(missing_ok=True)
 
     def place(self) -> str:
@@ -90,6 +98,29 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
+@contextlib.contextmanager
+def reserved_answers(config: GenerateConfig, say: Callable[[str], None]) -> Iterator[FileId | None]:
+    """Check the output, and keep other processes from answering into it within the block.
+
+    It yields the file that the output may replace.
+
+    Args:
+        say: takes a line if the file system has no locks.
+
+    Raises:
+        UserError: as `check_answer_file`; or another process answers into the file.
+    """
+    path = answers_path(config)
+    if not path.parent.is_dir():
+        check_answer_file(config)  # before the folder is made for the lock
+    with hold_lock(path.with_name(f".{path.name}.lock"), what=f"`output_file` {path}", say=say):
+        check_answer_file(config)
+        remove_temporaries(path.parent, f"{re.escape(path.name)}(?:\\.partial)?", locked=False)
+        partial = partial_path(path)
+        replace = config.overwrite or (partial.exists() and read_header(partial).get("overwrite") is True)
+        yield FileId.of(path) if replace else None
+
+
 def check_answer_file(config: GenerateConfig) -> None:
     """Check, before anything is loaded, that the output may be written; nothing is written here.
 
@@ -109,7 +140,7 @@ def check_answer_file(config: GenerateConfig) -> None:
         raise UserError(f"{partial}: holds a stopped run's answers; go on with `resume`, or replace it by `overwrite`")
     if path.exists() and config.resume and started is None:
         raise UserError(f"`resume`: there is no {partial} to go on from, and {path} exists; it is kept")
-    if path.exists() and (started is None or not started["overwrite"]):
+    if path.exists() and started is None:
         raise UserError(f"`output_file` {path}: already there; name another, or replace it with `overwrite`")
 
 

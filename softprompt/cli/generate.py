@@ -60,20 +60,21 @@ def answer_one(config: GenerateConfig) -> None:
 def answer_many(config: GenerateConfig) -> None:
     """Answer every row of `--instructions` into the output file."""
     from softprompt.answering.job import answer_rows
-    from softprompt.answering.output import check_answer_file
+    from softprompt.answering.output import reserved_answers
     from softprompt.cli.terminal import TerminalJobReport
     from softprompt.cli.text import describe_answering, describe_notes
     from softprompt.data.splits import load_questions
 
     settle()
-    check_answer_file(config)
-    rows, name, notes = load_questions(config.instructions)
-    for line in describe_notes(notes):
-        print(line, file=sys.stderr)
-    model, base, prompt, encoder = load_prompted_base(config)
-    for line in describe_answering(base):
-        print(line, file=sys.stderr)
-    answer_rows(model, base, encoder, config, rows=rows, name=name, prompt=prompt, report=TerminalJobReport())
+    report = TerminalJobReport()
+    with reserved_answers(config, report.say) as replaces:
+        rows, name, notes = load_questions(config.instructions)
+        for line in describe_notes(notes):
+            report.say(line)
+        model, base, prompt, encoder = load_prompted_base(config)
+        for line in describe_answering(base):
+            report.say(line)
+        answer_rows(model, base, encoder, config, rows=rows, name=name, prompt=prompt, report=report, replaces=replaces)
 
 
 def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, PromptFile, Encoder]":

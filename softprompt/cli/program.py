@@ -1,9 +1,12 @@
 """A command as a program: its exit status, its one-line error, and what the user types for another command."""
 
+import contextlib
 import gc
+import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +14,7 @@ from typing import NoReturn
 from softprompt.config.options import flags_in
 from softprompt.errors import Interrupted, UserError
 from softprompt.system.foreign import visible
-from softprompt.system.process import drop_output, is_out_of_memory, silence_libraries
+from softprompt.system.process import drop_output, is_out_of_memory, silence_libraries, stop_signals, usable_streams
 
 MEMORY_ADVICE = "try `gradient_checkpointing`, a smaller `per_device_train_batch_size` or `max_length`"
 DOORS = {"train": "train.py", "generate": "generate.py"}  # scripts beside the package that start these commands
@@ -22,8 +25,15 @@ def run(main: Callable[[], None], *, prog: str) -> int:
 
     An exception that is a bug of ours passes through, so Python shows its traceback and exits with 1.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _raise_interrupted)
+    with usable_streams():
+        return _run(main, prog)
+
+
+def _run(main: Callable[[], None], prog: str) -> int:
+    """Call `main` and return the exit status, as `run` does."""
+    if threading.current_thread() is threading.main_thread():  # Python lets no other set what a signal does
+        for signum in stop_signals():
+            signal.signal(signum, _raise_interrupted)
     gc.disable()  # until `settle`: to scan what the imports create, all of it in use, took 0.4 of 3.4 s
     try:
         main()
@@ -42,6 +52,17 @@ def run(main: Callable[[], None], *, prog: str) -> int:
         return _say(prog, f"error: {_one_line(error)}", 2)
     finally:
         gc.enable()
+
+
+def leave(status: int) -> int:
+    """Return `status`; but after an error, end the process at once if a thread still works, which Python waits for."""
+    busy = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
+    if status and busy:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(status)
+    return status
 
 
 def settle() -> None:
@@ -83,5 +104,6 @@ def _one_line(error: BaseException) -> str:
 
 def _say(prog: str, message: str, status: int) -> int:
     """Print one line to stderr, in which options are spelled as flags and nothing reaches the terminal unseen."""
-    print(visible(flags_in(f"{prog}: {message}")), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # the exit status stays, also where nobody can read the line
+        print(visible(flags_in(f"{prog}: {message}")), file=sys.stderr, flush=True)
     return status

@@ -2,37 +2,66 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from softprompt.cli.program import settle
 from softprompt.config.command_line import parse
 from softprompt.config.commands import SweepConfig
 from softprompt.errors import UserError
 
+if TYPE_CHECKING:
+    from softprompt.system.files import FileId
+
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt sweep") -> None:
     """Search, and print every trial, the best one, and the command that trains it alone."""
     config = parse(SweepConfig, argv, prog=prog, description=__doc__)
 
-    from softprompt.cli.terminal import TerminalSweepReport
-    from softprompt.cli.text import command_line, describe_base, describe_rows, describe_test, describe_trial
+    from softprompt.cli.terminal import say
+    from softprompt.system.files import FileId
+    from softprompt.system.locks import hold_lock
+    from softprompt.training.run_folder import LOCK_NAME
+
+    settle()
+    folder = config.sweep_folder
+    if not folder.is_dir():
+        check_outputs(config)  # before the folder is made for the lock
+    with hold_lock(folder / LOCK_NAME, what=f"`sweep_dir` {folder}", say=say):
+        check_outputs(config)
+        _search(config, FileId.of(config.prompt_file) if config.overwrite or config.resume else None)
+
+
+def _search(config: SweepConfig, replaces: "FileId | None") -> None:
+    """Search in a folder that no other process uses; `replaces` is the file that the prompt may replace."""
+    from softprompt.cli.terminal import TerminalSweepReport, say
+    from softprompt.cli.text import (
+        command_line,
+        describe_base,
+        describe_other_name,
+        describe_rows,
+        describe_test,
+        describe_trial,
+    )
     from softprompt.prompt.fit import require_room
     from softprompt.training.run import load_inputs
     from softprompt.training.sweep import Search
 
-    settle()
-    check_outputs(config)
     base, rows = load_inputs(config)
-    print(describe_base(base))
-    print(describe_rows(rows, config.data), flush=True)
+    say(describe_base(base), flags=False)
+    say(describe_rows(rows, config.data), flags=False)
     if not rows.eval_rows:
         raise UserError(f"`data` {config.data}: no held-out rows to choose by; give `eval_data` or `eval_fraction`")
     require_room(base.model, max(config.virtual_tokens), rows.longest, option="max_length")
-    result = Search(config, base, rows, TerminalSweepReport()).run()
-    print(f"\nbest: {describe_trial(result.best)}")
+    search = Search(config, base, rows, TerminalSweepReport())
+    search.replaces = replaces
+    result = search.run()
+    say(f"\nbest: {describe_trial(result.best)}", flags=False)
     if result.test is not None:
-        print(describe_test(result.test))
+        say(describe_test(result.test), flags=False)
     again = command_line("train", result.options)
-    print(f"prompt written to {config.prompt_file}; the same by itself: {again}")
+    say(f"prompt written to {search.written}; the same by itself: {again}", flags=False)
+    if search.written != Path(config.prompt_file):
+        say(describe_other_name(config.prompt_file, search.written))
 
 
 def check_outputs(config: SweepConfig) -> None:
@@ -42,14 +71,14 @@ def check_outputs(config: SweepConfig) -> None:
         UserError: the prompt file or the sweep folder exists and no option allows replacing it, it cannot be written,
             or the sweep folder holds files that no sweep wrote.
     """
-    from softprompt.training.checkpoint import check_places
+    from softprompt.training.run_folder import LOCK_NAME, check_places
     from softprompt.training.sweep import RECIPE_NAME
 
     prompt_file, folder = Path(config.prompt_file), config.sweep_folder
     ours = (folder / RECIPE_NAME).is_file()
     replace = config.overwrite or (config.resume and ours)
     check_places(prompt_file, folder, option="sweep_dir", replace=replace)
-    if folder.exists() and any(folder.iterdir()) and not ours:
+    if folder.exists() and any(path.name != LOCK_NAME for path in folder.iterdir()) and not ours:
         raise UserError(f"`sweep_dir` {folder}: holds files that no sweep wrote; name another folder")
     if ours and not replace:
         raise UserError(f"`sweep_dir` {folder}: already there; go on with `resume`, or replace it with `overwrite`")

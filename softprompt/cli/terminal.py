@@ -1,5 +1,6 @@
 """How a run, a search and a file of questions look on a terminal: a progress bar on stderr, and plain lines."""
 
+import contextlib
 import shutil
 import sys
 import unicodedata
@@ -31,12 +32,16 @@ def screen_width() -> int:
     return min(max(shutil.get_terminal_size((REDIRECTED_WIDTH, 24)).columns, 60), 160)
 
 
-def say(line: str) -> None:
-    """Print one line on stdout, above the bar if there is one; a run goes on if nobody reads stdout any more."""
+def say(text: str, *, flags: bool = True) -> None:
+    """Print lines on stdout, above the bar if there is one; the work goes on if they cannot be written.
+
+    Args:
+        flags: whether options in backticks are spelled as flags.
+    """
     try:
-        tqdm.write(flags_in(line), file=sys.stdout)
+        tqdm.write(flags_in(text) if flags else text, file=sys.stdout)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (OSError, ValueError):  # the reader is gone, the disk is full, or the stream is closed
         drop_output()
 
 
@@ -122,7 +127,8 @@ class TerminalJobReport(JobReport):
     bar: Any = None
 
     def say(self, message: str) -> None:
-        print(visible(flags_in(message)), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # it is only shown
+            print(visible(flags_in(message)), file=sys.stderr, flush=True)
 
     def begin(self, done: int, total: int) -> None:
         # `disable=None`: no bar where stderr is not a terminal, so a log file holds only whole lines

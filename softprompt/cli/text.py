@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from softprompt.analysis.statistics import exact_match
 from softprompt.analysis.table import three_digits
@@ -18,7 +19,7 @@ from softprompt.engine.passes import Score
 from softprompt.system.foreign import visible
 from softprompt.tokens.encoded_splits import KEPT_WHOLE, EncodedSplit, EncodedSplits
 from softprompt.tokens.encoding import EncodedRow, Encoder, decode_text
-from softprompt.training.checkpoint import ANSWERS_NAME
+from softprompt.training.run_folder import ANSWERS_NAME
 from softprompt.training.run_log import CURRENT, INITIAL, KEPT, NO_PROMPT, TRAINED, EvaluationRecord, StepRecord
 from softprompt.training.selection import Result
 from softprompt.training.sweep import TrialResult
@@ -184,26 +185,37 @@ def describe_answers(answers: list[dict[str, str]], split: str, config: TrainCon
     return "\n".join(lines)
 
 
-def describe_result(result: Result, config: TrainConfig) -> str:
-    """Say which prompt was kept, which command uses it, and what to do if it could be better."""
-    lines, held_out = [], result.held_out
-    command = f"{typed('generate')} {shlex.join(['--prompt-file', config.prompt_file])}"
+def describe_result(result: Result, config: TrainConfig, written: Path | None = None) -> str:
+    """Say which prompt was kept, which command uses it, and what to do if it could be better.
+
+    Args:
+        written: the path of the prompt file, if it has another name than planned, since a file came there.
+    """
+    lines, held_out, written = [], result.held_out, written or Path(config.prompt_file)
+    command = f"{typed('generate')} {shlex.join(['--prompt-file', str(written)])}"
     if held_out.trained_prompt is not None:
         why = "the last" if config.save_last else "the lowest held-out loss"
         perplexity = math.exp(min(held_out.trained_prompt, 700))
         loss = three_digits(held_out.trained_prompt)
         lines.append(f"kept the prompt of step {result.step} ({why}: {loss}, perplexity {perplexity:.4g})")
-    lines.append(f"prompt written to {config.prompt_file}; try: {command}")
+    lines.append(f"prompt written to {written}; try: {command}")
     if result.still_falling:
         lines.append(
             f"note: the held-out loss was still falling at the end; go on from this prompt with"
-            f" `init_from` {shlex.quote(config.prompt_file)}, or train more steps from the start with `max_steps`"
+            f" `init_from` {shlex.quote(str(written))}, or train more steps from the start with `max_steps`"
         )
     for split, losses in (("held-out", held_out), ("test", result.test)):
         trained, without = losses.trained_prompt, losses.without_prompt
         if trained is not None and without is not None and not trained < without:
             lines.append(f"warning: {split} loss is no better than without a prompt; try more rows or another rate")
+    if written != Path(config.prompt_file):
+        lines.append(describe_other_name(config.prompt_file, written))
     return "\n".join(lines)
+
+
+def describe_other_name(planned: str, written: Path) -> str:
+    """Say that a file was written under another name, since one came to the planned name meanwhile."""
+    return f"note: another file came to {planned} meanwhile and is kept, so this one is {written}"
 
 
 def describe_trial(result: TrialResult) -> str:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from softprompt.cli.program import settle
 from softprompt.config.command_line import read_options
 from softprompt.config.commands import TrainConfig
-from softprompt.config.options import flags_in
 
 if TYPE_CHECKING:
+    from softprompt.cli.terminal import TerminalReport
+    from softprompt.system.files import FileId
     from softprompt.tokens.encoded_splits import EncodedSplits
     from softprompt.training.trainer import Trainer
 
@@ -20,6 +21,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt train") -> N
     TrainConfig(**given)  # refuses wrong values before PyTorch is imported; `options_of_run` makes the final options
 
     from softprompt.cli.terminal import TerminalReport
+    from softprompt.training.run import options_of_run
+    from softprompt.training.run_folder import reserved_run
+
+    settle()
+    config, report = TrainConfig(**options_of_run(given)), TerminalReport()
+    with reserved_run(config, report.say) as replaces:
+        _train(config, report, replaces)
+
+
+def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | None") -> None:
+    """Train in a run folder that no other process uses; `replaces` is the file that the prompt may replace."""
+    from softprompt.cli.terminal import say
     from softprompt.cli.text import (
         describe_base,
         describe_passes,
@@ -28,38 +41,38 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt train") -> N
         describe_shape,
         describe_steps,
     )
-    from softprompt.training.checkpoint import check_outputs
-    from softprompt.training.run import load_inputs, note_run, options_of_run, prepare_run
+    from softprompt.training.run import load_inputs, note_run, prepare_run
 
-    settle()
-    config = TrainConfig(**options_of_run(given))
-    check_outputs(config)
     base, rows = load_inputs(config)
-    print(describe_base(base))
-    print(describe_rows(rows, config.data), flush=True)
-    trainer = prepare_run(config, base, rows, TerminalReport())
+    say(describe_base(base), flags=False)
+    say(describe_rows(rows, config.data), flags=False)
+    trainer = prepare_run(config, base, rows, report)
+    trainer.replaces = replaces
     model = trainer.model
-    print(model if config.verbose else describe_shape(model), model.trainable_parameters_line(), sep="\n", flush=True)
-    print(flags_in(describe_passes(trainer)), flags_in(describe_steps(trainer)), sep="\n", flush=True)
+    say(str(model) if config.verbose else describe_shape(model), flags=False)
+    say(model.trainable_parameters_line(), flags=False)
+    say(describe_passes(trainer))
+    say(describe_steps(trainer))
     note_run(trainer)
     result = trainer.run()
     if config.eval_generate:
         _answer_some(trainer, rows)
-    print(flags_in(describe_result(result, config)))
+    say(describe_result(result, config, trainer.written))
 
 
 def _answer_some(trainer: "Trainer", rows: "EncodedSplits") -> None:
     """Answer the first test rows, or else held-out rows, write the answers into the run folder and summarise them."""
     from softprompt.answering.batch import ANSWERED_TOGETHER, answers_beside_references
+    from softprompt.cli.terminal import say
     from softprompt.cli.text import describe_answering, describe_answers
     from softprompt.system.files import write_atomic
-    from softprompt.training.checkpoint import ANSWERS_NAME
+    from softprompt.training.run_folder import ANSWERS_NAME
 
     config = trainer.config
     for line in describe_answering(trainer.base):
-        print(line)
+        say(line)
     shown = (rows.test_rows or rows.eval_rows)[: config.eval_generate]
     answers = answers_beside_references(trainer.model, rows.encoder, shown, batch_size=ANSWERED_TOGETHER)
     lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-    write_atomic(config.run_folder / ANSWERS_NAME, lines.encode())
-    print(describe_answers(answers, "test" if rows.test_rows else "held-out", config))
+    write_atomic(config.run_folder / ANSWERS_NAME, lines.encode("utf-8", "backslashreplace"))
+    say(describe_answers(answers, "test" if rows.test_rows else "held-out", config), flags=False)

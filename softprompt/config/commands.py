@@ -191,6 +191,7 @@ class SelectionOptions(Group):
 
     logging_steps: int = option(10, "log every so many steps", decides=False)
     save_steps: int = option(100, "save a checkpoint every so many steps", decides=False)
+    save_total_limit: int = option(2, "keep this many of the last checkpoints; 0: all", decides=False)
     eval_steps: int | None = option(None, "held-out loss every so many steps (default: ten times in the run)")
     eval_generate: int = option(
         0, "answer so many of the test or else held-out rows, and compare the texts", decides=False
@@ -203,7 +204,8 @@ class SelectionOptions(Group):
 
     def check(self) -> None:
         require_counts(self, "logging_steps", "save_steps", "eval_steps", "early_stopping_patience")
-        require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")
+        for name in ("eval_generate", "save_total_limit"):
+            require(getattr(self, name) >= 0, self, name, "must be 0 or above")
 
 
 @dataclass(kw_only=True)

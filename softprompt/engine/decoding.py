@@ -28,7 +28,7 @@ from softprompt.engine.attention import Rules
 from softprompt.engine.cache import Cache, slot_positions
 from softprompt.engine.cpu_kernels import ThinLinear
 from softprompt.engine.families import can_pack, own_attention
-from softprompt.errors import UserError
+from softprompt.errors import NotFiniteLogits, UserError
 
 # the settings that `decode` obeys, by itself or through the processors and criteria that it gets
 IMPLEMENTED = {
@@ -136,6 +136,7 @@ def decode(
         logits = feed(base_model, run, cache, input_ids, slots, start + length)
         step = one_token_steps(base_model, run, cache, ids[:, 0])
         for end in range(length, limit):
+            require_finite(logits)
             chosen = choose(processors(ids[:, :end], logits.to(torch.float32, copy=True)))  # [B]
             ids[:, end] = chosen if pad is None else torch.where(unfinished, chosen, pad)
             unfinished &= ~stopping_criteria(ids[:, : end + 1], None)
@@ -147,6 +148,13 @@ def decode(
     if streamer is not None:
         streamer.end()
     return ids[:, : end + 1].contiguous()
+
+
+def require_finite(logits: Tensor) -> None:
+    """Raise `NotFiniteLogits` if a row of `[B, V]` holds NaN, or has no largest finite logit."""
+    usable = logits.amax(dim=-1).isfinite()  # the maximum is NaN if one of them is; single ids may be at -infinity
+    if not usable.all():
+        raise NotFiniteLogits(int(usable.logical_not().nonzero()[0]))
 
 
 def feed(

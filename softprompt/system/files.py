@@ -1,13 +1,39 @@
 """Files and folders that appear whole or not at all: they are written beside the target, synced and renamed."""
 
 import contextlib
+import errno
 import os
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.errors import UserError
+
+SUFFIX = ".tmp"  # of temporary files
+# what a file system without rights, or one that cannot sync a folder, answers
+REFUSED = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+PROBE = 4096  # bytes that are written to try a place
+
+
+@dataclass(frozen=True)
+class FileId:
+    """Which file stands under a name, and in which state: it changes when the file is replaced or written to."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int  # ns
+
+    @classmethod
+    def of(cls, path: str | os.PathLike) -> "FileId | None":
+        """Return the identity of the file at `path`; None if there is none."""
+        try:
+            stat = os.stat(path)
+        except OSError:
+            return None
+        return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def write_atomic(path: str | os.PathLike, content: bytes) -> None:
@@ -17,35 +43,144 @@ def write_atomic(path: str | os.PathLike, content: bytes) -> None:
         OSError: the disk is full or the folder is not writable; `path` is then as it was.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    with _written(path, content) as temporary:
+        os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def write_result(path: str | os.PathLike, content: bytes, *, replaces: FileId | None) -> Path:
+    """Write `content` like `write_atomic`, but never over a file that came to `path` in the meantime.
+
+    Args:
+        replaces: the file that may be replaced, as it was when the work began; None: there was none.
+
+    Returns:
+        The path that was written: `path`, or a free name beside it if another file has that name by now. If that file
+        holds `content` already, nothing is written.
+
+    Raises:
+        OSError: as `write_atomic`.
+    """
+    path = Path(path)
+    if path.is_file() and FileId.of(path) != replaces and path.read_bytes() == content:
+        return path
+    with _written(path, content) as temporary:
+        target, count = path, 1
+        while not _place(temporary, target, replaces if count == 1 else None):
+            count += 1
+            target = path.with_name(f"{path.stem}-{count}{path.suffix}")
+    _sync_folder(path.parent)
+    return target
+
+
+def _place(temporary: str, target: Path, replaces: FileId | None) -> bool:
+    """Give `temporary` the name `target`, unless another file than `replaces` has it; return whether it has it now."""
+    if replaces is None and not os.path.lexists(target):
+        try:
+            os.link(temporary, target)  # unlike a rename, this fails if a file came there since
+            os.unlink(temporary)
+            return True
+        except FileExistsError:
+            return False
+        except (OSError, NotImplementedError):  # a file system without hard links
+            pass
+    elif replaces is None or FileId.of(target) not in (None, replaces):
+        return False
+    os.replace(temporary, target)
+    return True
+
+
+@contextlib.contextmanager
+def _written(path: Path, content: bytes) -> Iterator[str]:
+    """Yield the name of a synced temporary file with `content` beside `path`; an error removes it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            if hasattr(os, "fchmod"):  # Windows has none
+                with _optional():
+                    os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         if isinstance(error, OSError):
             error.filename = str(path)  # the error of a full disk names no file, and others name the temporary one
         raise
-    _sync_folder(path.parent)
+
+
+def remove_temporaries(folder: Path, name: str, *, locked: bool) -> None:
+    """Remove temporary files for `name` in `folder`, a regular expression, that processes left which have ended.
+
+    Args:
+        locked: whether no other process writes such files now, so that all of them are of the dead.
+    """
+    pattern = re.compile(rf"\.(?:{name})\.(?:(\d+)\.)?[^.]*{re.escape(SUFFIX)}")
+    with contextlib.suppress(OSError):  # what cannot be removed only takes room
+        for path in folder.iterdir():
+            found = pattern.fullmatch(path.name)
+            if found and (locked or (found[1] is not None and not _is_alive(int(found[1])))):
+                if path.is_dir() and not path.is_symlink():
+                    remove_folder(path)
+                else:
+                    path.unlink()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and what is in it, without opening folders, which some systems refuse; raises `OSError`."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before it
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+    folder.rmdir()
+
+
+def _remove_quietly(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        remove_folder(folder)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of that number runs on this machine; where that cannot be told, it is taken to."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _prefix(path: Path) -> str:
+    """Return how the names of temporary files for `path` begin; the number of the process tells whose they are."""
+    return f".{path.name}.{os.getpid()}."
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not."""
+    """Yield a temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    A folder that is at `path` is replaced.
+    """
     path = Path(path)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX))
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        with _optional():
+            os.chmod(temporary, 0o777 & ~_umask())
         _sync_folder(temporary)
-        os.rename(temporary, path)
+        if path.exists():  # a rename replaces no folder that holds something
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX))
+            os.rename(path, old / path.name)
+            os.rename(temporary, path)
+            _remove_quietly(old)
+        else:
+            os.rename(temporary, path)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_quietly(temporary)
         raise
     _sync_folder(path.parent)
 
@@ -64,7 +199,7 @@ def check_output_file(path: Path, *, option: str, replace: bool) -> None:
         raise UserError(f"`{option}` {path}: is a folder; name a file in it")
     if path.exists() and not path.is_file():
         raise UserError(f"`{option}` {path}: is no plain file, and would be replaced by one; name another")
-    require_writable(path.parent, what=f"`{option}` {path}")
+    require_writable(path.parent, what=f"`{option}` {path}", names=(path.name,))
     if path.exists() and not replace:
         raise UserError(f"`{option}` {path}: already there; name another, or replace it with `overwrite`")
 
@@ -76,26 +211,60 @@ def check_output_folder(folder: Path, *, option: str) -> None:
     require_writable(folder, what=f"`{option}` {folder}")
 
 
-def require_writable(folder: str | os.PathLike, *, what: str) -> None:
-    """Raise a `UserError` that begins with `what` unless `folder`, or its nearest existing parent, is writable."""
-    existing = Path(folder)
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+def require_writable(folder: str | os.PathLike, *, what: str, names: tuple[str, ...] = ("probe",)) -> None:
+    """Write a file for each of `names` in `folder`, or in its nearest existing parent, and remove it again.
+
+    Raises:
+        UserError: it cannot be written, for instance because the disk is full or a name is too long for the file
+            system; the message begins with `what`.
+    """
+    folder = Path(folder)
+    existing, missing = folder, []
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        while not existing.exists() and existing != existing.parent:
+            missing.append(existing.name)
+            existing = existing.parent
+        for each in missing:
+            if len(os.fsencode(each)) > 255:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        for name in names:
+            _try_write(existing, name)
+            os.path.lexists(folder / (name + "." * 24))  # looks at the whole length of the path
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{what}: cannot write in {folder} ({reason}); choose another place") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    """Sync `folder` to disk, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def _try_write(folder: Path, name: str) -> None:
+    """Write and remove a temporary file for `name`; raises `OSError`."""
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=_prefix(folder / name), suffix=SUFFIX)
     try:
-        os.fsync(handle)
+        with os.fdopen(handle, "wb") as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
     finally:
-        os.close(handle)
+        os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Sync `folder` to disk, where that is possible, so that a rename in it survives a power cut."""
+    with _optional():
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _optional() -> Iterator[None]:
+    """Go on if the system refuses what the block asks for; a disk that is full or fails is an error still."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
 
 
 def _umask() -> int:

@@ -7,24 +7,35 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
 def deferred_signals(note: Callable[[int], None]) -> Iterator[None]:
-    """Let SIGINT and SIGTERM do no more within the block than call `note` with their number.
+    """Let SIGINT, SIGTERM and SIGHUP do no more within the block than call `note` with their number.
 
-    Python handles signals in the main thread alone, so in another thread nothing is deferred.
+    A SIGHUP that is ignored, as `nohup` has it, stays ignored. Python handles signals in the main thread alone, so in
+    another thread nothing is deferred.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {signum: signal.signal(signum, lambda number, frame: note(number)) for signum in signals}
+    before = {signum: signal.signal(signum, lambda number, frame: note(number)) for signum in stop_signals()}
     try:
         yield
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            if handler is not None:  # None: it was not Python that set it
+                signal.signal(signum, handler)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop a command: SIGINT, SIGTERM, and SIGHUP unless it is ignored."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        signals.append(hangup)
+    return signals
 
 
 def silence_libraries() -> Callable[[], None]:
@@ -67,5 +78,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def drop_output() -> None:
-    """Discard stdout from now on, once its reader has gone (`| head`), so that no later write to it fails."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Discard stdout from now on, once its reader has gone or its disk is full, so that no later write to it fails."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a notebook's stdout has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def usable_streams() -> Iterator[None]:
+    """Give a closed stdout or stderr a place to write to, and let both escape what their encoding cannot say."""
+    before = sys.stdout, sys.stderr
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # open until the process ends
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

@@ -21,11 +21,13 @@ class EncodedRow:
 
     Attributes:
         num_cut: how many tokens of the row's end were cut off.
+        number: the number of the row in its data, from 1; 0 if it came from nowhere.
     """
 
     input_ids: list[int]
     labels: list[int]
     num_cut: int = field(default=0, compare=False, repr=False)
+    number: int = field(default=0, compare=False, repr=False)
 
     @property
     def num_supervised(self) -> int:
@@ -41,7 +43,8 @@ class EncodedRow:
         """The row cut behind its label number `num_supervised`, which is the last that counts."""
         places = [place for place, label in enumerate(self.labels) if label != IGNORE_INDEX][:num_supervised]
         end = places[-1] + 1 if places else 0
-        return EncodedRow(self.input_ids[:end], self.labels[:end], self.num_cut + len(self.input_ids) - end)
+        cut = self.num_cut + len(self.input_ids) - end
+        return EncodedRow(self.input_ids[:end], self.labels[:end], cut, self.number)
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -142,14 +145,16 @@ class Encoder:
         if not rows:
             return []
         if rows[0].encoded is not None:
-            return [_cut(*row.encoded, max_length) for row in rows if row.encoded is not None]
+            return [_cut(*row.encoded, max_length, row.number) for row in rows if row.encoded is not None]
         if self._writer is not None and rows[0].text is None:
             written = [self._writer.conversation(row, last_turn_only=self.last_turn_only) for row in rows]
             self.lost_turns += sum(each.lost_turns for each in written)
             ids = self._chat_ids(part for each in written for part in each.parts)
-            return [_cut(*self._labelled(*pair, ids), max_length) for pair in zip(written, rows, strict=True)]
+            pairs = zip(written, rows, strict=True)
+            return [_cut(*self._labelled(each, row, ids), max_length, row.number) for each, row in pairs]
         pieces = [pieces_of(row, self.template, last_turn_only=self.last_turn_only) for row in rows]
-        return [_cut(*self._joined(each), max_length) for each in self._tokenised(pieces)]
+        found = zip(self._tokenised(pieces), rows, strict=True)
+        return [_cut(*self._joined(each), max_length, row.number) for each, row in found]
 
     def _tokenised(self, rows: list[list[Piece]]) -> list[list[tuple[list[int], bool]]]:
         """The ids of every piece; the tokenizer gets all texts at once and distributes them over the CPU's cores."""
@@ -257,10 +262,10 @@ def is_usable(row: Row, encoded: EncodedRow) -> bool:
     return bool(row.has_question and row.has_answer and encoded.num_supervised)
 
 
-def _cut(input_ids: list[int], labels: list[int], max_length: int) -> EncodedRow:
+def _cut(input_ids: list[int], labels: list[int], max_length: int, number: int) -> EncodedRow:
     """A row cut to `max_length` tokens."""
     cut = max(len(input_ids) - max_length, 0)
-    return EncodedRow(input_ids[:max_length], labels[:max_length], cut)
+    return EncodedRow(input_ids[:max_length], labels[:max_length], cut, number)
 
 
 def _common(ids: Sequence[int], others: Sequence[int]) -> int:

@@ -1,180 +1,191 @@
-"""The run folder: what may be replaced in it, and checkpoints from which a resumed run gives the same bits.
+"""Checkpoints, from which a resumed run gives the same bits.
 
-A checkpoint is a folder `checkpoint-STEP` that holds `prompt.safetensors`, which `generate` can use, and `state.pt`.
+A checkpoint is a folder `checkpoint-STEP` with `state.safetensors`, which holds all that a resumed run reads, and
+`prompt.safetensors`, which is for `generate`.
 """
 
-import io
-import json
-import pickle
 import re
-import shutil
-import zipfile
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from softprompt.config.commands import TrainConfig
 from softprompt.errors import UserError
-from softprompt.prompt.file import PromptFile, load_prompt
-from softprompt.system.files import atomic_folder, check_output_file, check_output_folder, write_atomic
-from softprompt.training.run_log import METRICS_NAME, is_metrics_file
+from softprompt.system.files import SUFFIX, atomic_folder, remove_folder, write_atomic
+from softprompt.training.recipe import Recipe
+from softprompt.training.state_file import Damaged, Layout, from_number, read_state, state_bytes
 
 PROMPT_NAME = "prompt.safetensors"
-STATE_NAME = "state.pt"
-CONFIG_NAME = "config.json"  # `run.py` writes it
-CONFIG_KIND = "softprompt run"  # value of its key `kind`, which tells it from files of other programs
-ANSWERS_NAME = "answers.jsonl"  # the answers that `eval_generate` asks for
-STATE_VERSION = 5
+STATE_NAME = "state.safetensors"
+OLD_STATE_NAME = "state.pt"  # of versions before 6; it is never read
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read from disk. `state` holds only tensors, numbers, text, lists and dicts."""
+    """A checkpoint read from disk: `content`, whose values have the types of `FIELDS`, and tensors."""
 
     folder: Path
-    prompt: PromptFile
-    state: dict[str, Any]
+    content: dict[str, Any]
+    tensors: dict[str, Tensor]
 
 
-def check_outputs(config: TrainConfig) -> None:
-    """Check, before anything is loaded, that the run may write its outputs; nothing is written here.
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number from 0 to 2^63 - 1."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a float as `state_file.to_number` writes it."""
+    try:
+        from_number(value)
+    except Damaged:
+        return False
+    return True
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_recipe(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() == {"options", "facts"} and all(map(_is_dict, value.values()))
+
+
+def _is_scaler(value: object) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    numbers = value.keys() == {"scale", "growth_tracker"} and is_number(value["scale"])
+    return numbers and from_number(value["scale"]) > 0 and is_count(value["growth_tracker"])
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+# what a state holds besides tensors, each with what its value must be
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "step": is_count,
+    "train_loss": is_number,
+    "loss_sum": is_number,
+    "supervised": is_count,
+    "without_prompt": lambda value: value is None or is_number(value),
+    "best_step": is_count,
+    "stale": is_count,
+    "not_finite": is_count,
+    "recipe": _is_recipe,
+    "prompt_file": _is_text,
+    "data": _is_text,
+    "rate": lambda value: is_number(value) and 0 < from_number(value) < float("inf"),
+    "max_grad_norm": lambda value: is_number(value) and from_number(value) > 0,
+    "scaler": _is_scaler,
+    "max_tokens_per_pass": lambda value: is_count(value) and value > 0,
+    "num_threads": lambda value: is_count(value) and 0 < value <= MOST_THREADS,
+}
+
+
+def save_checkpoint(
+    run_folder: Path, step: int, prompt: bytes, content: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Path:
+    """Write `checkpoint-STEP` whole or not at all; a folder of that name, whose state is damaged, is replaced.
 
     Raises:
-        UserError: the prompt file or the run folder exists and no option allows replacing it, it cannot be written, or
-            the run folder holds files of another program.
+        OSError: the disk is full or refuses; what was there is unchanged.
     """
-    prompt_file, folder = Path(config.prompt_file), config.run_folder
-    check_places(prompt_file, folder, option="run_dir", replace=config.overwrite or config.resume)
-    foreign = [path.name for path in _numbered(folder) if not _is_ours(path)]
-    if foreign:
-        raise UserError(f"`run_dir` {folder}: {foreign[0]} there holds files of another program; name another folder")
-    if _is_foreign_config(folder / CONFIG_NAME):
-        raise UserError(f"`run_dir` {folder}: {CONFIG_NAME} there is of another program; name another folder")
-    if config.overwrite:
-        return
-    if config.resume:
-        if last_checkpoint(folder) is None and prompt_file.exists():
-            raise UserError(f"`resume`: {folder} holds nothing to go on from, and {prompt_file} exists; it is kept")
-        return
-    if folder.is_dir() and not _holds_no_work(folder):
-        raise UserError(f"`run_dir` {folder}: already there; go on with `resume`, or replace it with `overwrite`")
-
-
-def check_places(prompt_file: Path, folder: Path, *, option: str, replace: bool) -> None:
-    """Raise `UserError` unless the prompt file and the folder that `option` names can be written."""
-    check_output_file(prompt_file, option="prompt_file", replace=replace)
-    if prompt_file.resolve() == folder.resolve():
-        raise UserError(f"`{option}` {folder}: is also the name of the `prompt_file` {prompt_file}; name another")
-    check_output_folder(folder, option=option)
-
-
-def open_run_folder(config: TrainConfig) -> Path:
-    """Make the run folder and return it. Without `resume`, what an earlier run wrote there is deleted, nothing else."""
-    folder = config.run_folder
-    folder.mkdir(parents=True, exist_ok=True)
-    Path(config.prompt_file).parent.mkdir(parents=True, exist_ok=True)
-    if not config.resume:
-        for path in _checkpoints(folder):
-            shutil.rmtree(path)
-        if is_metrics_file(folder / METRICS_NAME):
-            (folder / METRICS_NAME).unlink()
-            (folder / ANSWERS_NAME).unlink(missing_ok=True)
-    return folder
-
-
-def save_checkpoint(run_folder: Path, step: int, prompt: bytes, state: dict[str, Any]) -> Path:
-    """Write `checkpoint-STEP` whole or not at all. If the folder exists, it was written at this step, so it is kept."""
     folder = run_folder / f"checkpoint-{step}"
-    if folder.exists():
-        return folder
-    buffer = io.BytesIO()
-    torch.save(state | {"version": STATE_VERSION}, buffer)
     with atomic_folder(folder) as temporary:
         write_atomic(temporary / PROMPT_NAME, prompt)
-        write_atomic(temporary / STATE_NAME, buffer.getvalue())
+        write_atomic(temporary / STATE_NAME, state_bytes(content, tensors))
     return folder
 
 
-def last_checkpoint(run_folder: Path) -> Path | None:
-    """Return the checkpoint with the highest step, or None if there is none."""
-    return max(_checkpoints(run_folder), key=_step, default=None)
+def prune_checkpoints(run_folder: Path, step: int, limit: int) -> None:
+    """Remove all checkpoints up to `step` but the last `limit`, or none if `limit` is 0."""
+    older = [path for path in checkpoints(run_folder) if step_of(path) <= step]
+    for path in older[:-limit] if limit else []:
+        remove_checkpoint(path)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint, which is whole under its name until it is gone."""
+    grave = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=SUFFIX))
+    folder.rename(grave / folder.name)
+    remove_folder(grave)
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """Return the checkpoints of softprompt in a folder, by step."""
+    return sorted((path for path in numbered(run_folder) if is_ours(path)), key=step_of)
+
+
+def numbered(run_folder: Path) -> list[Path]:
+    """Return every path that is named like a checkpoint, since other programs use the same names."""
+    return [path for path in run_folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)]
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds nothing but files of a checkpoint."""
+    names = {PROMPT_NAME, STATE_NAME, OLD_STATE_NAME}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= names
+
+
+def step_of(folder: Path) -> int:
+    """Return the step in the name of a checkpoint."""
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
+def load_checkpoint(folder: Path, layout: Layout, compare: Callable[[Recipe], None]) -> Checkpoint:
     """Read a checkpoint.
 
+    Args:
+        layout: the tensors that a state of this run may have.
+        compare: raises `UserError` if the recipe of the state is not that of this run; called to tell why its tensors
+            are others.
+
     Raises:
-        UserError: a file is missing or damaged, or another version wrote it.
+        Damaged: the state is missing, cut short, altered, or not of this folder's step.
+        UserError: another version of softprompt wrote it, or a run with other options.
     """
     path = folder / STATE_NAME
+
+    def compare_recipes(content: dict[str, Any]) -> None:
+        if _is_recipe(content.get("recipe")):
+            compare(Recipe(**content["recipe"]))
+
+    if (folder / OLD_STATE_NAME).exists() and not path.exists():
+        raise UserError(f"{folder}: written by another version of softprompt; start anew with `overwrite`")
+    content, tensors = read_state(path, layout, compare_recipes)
+    if content.keys() != FIELDS.keys():
+        raise Damaged("it has other keys than a state")
+    for name, is_right in FIELDS.items():
+        if not is_right(content[name]):
+            raise Damaged(f"its `{name}` is not what it should be")
+    if content["step"] != step_of(folder):
+        raise Damaged(f"it is of step {content['step']}, and its folder of another")
+    return Checkpoint(folder, content, tensors)
+
+
+def rng_layout(device: torch.device) -> dict[str, tuple[torch.dtype, tuple[range, ...]]]:
+    """Return the tensors that hold PyTorch's random states."""
+    states = rng_tensors(device)
+    return {name: (state.dtype, (range(len(state), len(state) + 1),)) for name, state in states.items()}
+
+
+def rng_tensors(device: torch.device) -> dict[str, Tensor]:
+    """Return PyTorch's random states by the names that a checkpoint has for them."""
+    states = {"rng": torch.get_rng_state()}
+    return states | ({"cuda_rng": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_rng(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore what `rng_tensors` returned; raises `Damaged` for what is no random state."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not verify the checksums
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: cannot be read ({reason}); delete {folder} to go on from the one before") from error
-    if state.get("version") != STATE_VERSION:
-        raise UserError(f"{path}: written by another version of softprompt; start anew with `overwrite`")
-    return Checkpoint(folder, load_prompt(folder / PROMPT_NAME), state)
-
-
-def random_states(device: torch.device) -> dict[str, Any]:
-    """Return what a resumed run needs of PyTorch's global state: the random states and the number of threads."""
-    return {
-        "num_threads": torch.get_num_threads(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def restore_random_states(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `random_states` returned."""
-    torch.set_num_threads(state["num_threads"])
-    torch.set_rng_state(state["rng"])
-    if device.type == "cuda" and state["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(state["cuda_rng"], device)
-
-
-def _checkpoints(run_folder: Path) -> list[Path]:
-    return [path for path in _numbered(run_folder) if _is_ours(path)]
-
-
-def _numbered(run_folder: Path) -> list[Path]:
-    """Return every path that is named like a checkpoint, since other programs use the same names."""
-    return [path for path in run_folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-
-
-def _is_ours(folder: Path) -> bool:
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {PROMPT_NAME, STATE_NAME}
-
-
-def _is_foreign_config(path: Path) -> bool:
-    """Whether another program wrote a `config.json`: a base's folder has one too. An unreadable file is not foreign."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return not isinstance(content, dict) or content.get("kind") != CONFIG_KIND
-
-
-def _holds_no_work(folder: Path) -> bool:
-    """Whether nothing is lost with a run folder: it is empty, or its run ended before the first checkpoint."""
-    return all(
-        path.name == CONFIG_NAME or (path.name == METRICS_NAME and is_metrics_file(path)) for path in folder.iterdir()
-    )
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("checkpoint-"))
+        torch.set_rng_state(tensors["rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["cuda_rng"], device)
+    except Exception as error:
+        raise Damaged("its random state is none") from error

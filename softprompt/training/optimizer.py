@@ -16,7 +16,9 @@ from torch import nn
 from softprompt.config.commands import TrainConfig
 from softprompt.errors import Diverged
 from softprompt.prompt.embedding import rms
+from softprompt.system.process import is_out_of_memory
 from softprompt.training.soap import SphericalSOAP
+from softprompt.training.state_file import Damaged, from_number, to_number
 
 RELATIVE_RATES = {"soap": 0.3, "adamw": 1.0}  # the default learning rate is this times the scale
 RELATIVE_EPSILON = 1e-8  # AdamW's epsilon is this divided by the scale
@@ -61,7 +63,8 @@ class PromptOptimizer:
             The norm of the gradient before clipping.
 
         Raises:
-            Diverged: the gradient or the prompt is not finite; the message begins with `where`.
+            Diverged: the gradient or the new prompt is not finite; the message begins with `where`, and the prompt is
+                as it was before.
         """
         self.inner.param_groups[0]["lr"] = self.rate * factor
         self.scaler.unscale_(self.inner)
@@ -72,30 +75,72 @@ class PromptOptimizer:
             gradient *= self.max_grad_norm / norm
         # With fp16, the scaler skips a step whose gradient overflowed and halves the loss scale. Once that scale is
         # below 1, it is not what makes the gradient overflow.
-        if not math.isfinite(norm) and (not self.scaler.is_enabled() or self.scaler.get_scale() < 1):
-            raise self.diverged(where, "gradient")
-        self.scaler.step(self.inner)
-        if not torch.isfinite(self.weight).all():
-            raise self.diverged(where, "prompt")
+        usable = math.isfinite(norm) or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1)
+        moved = usable and self._move()
         self.scaler.update()
         self.discard()
+        if not usable:
+            raise self.diverged(where, "gradient")
+        if not moved:
+            raise self.diverged(where, "prompt")
         return norm
 
+    def _move(self) -> bool:
+        """Let the optimizer take its step, or take it back if the prompt is not finite; return whether it is."""
+        before = self.weight.detach().clone()
+        try:
+            self.scaler.step(self.inner)
+        except RuntimeError as error:  # a rate or a quotient that fp32 cannot hold, or axes that are not found
+            if is_out_of_memory(error):
+                raise
+            self.weight.data.copy_(before)
+            return False
+        if torch.isfinite(self.weight).all():
+            return True
+        self.weight.data.copy_(before)
+        return False
+
     def diverged(self, where: str, what: str) -> Diverged:
-        """Return the exception for a run that cannot go on because `what` is not finite."""
-        return Diverged(f"{where}: the {what} is not finite; lower `learning_rate` (it was {self.rate:.3g})")
+        """Return the exception for a step that cannot be taken because `what` is not finite."""
+        return Diverged(f"{where}: the {what} is not finite")
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the optimizer."""
-        return {
-            "rate": self.rate,
-            "max_grad_norm": self.max_grad_norm,
-            "inner": self.inner.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+    def layout(self) -> dict[str, tuple[torch.dtype, tuple[range, ...]]]:
+        """Return the dtype and the possible sizes of the tensors that `tensors` returns."""
+        rows, columns = (range(size, size + 1) for size in self.weight.shape)
+        if isinstance(self.inner, SphericalSOAP):
+            one, kept = range(1, 2), range(self.inner.window + 1)
+            return {"gradients": (torch.float32, (kept, rows, columns)), "norms": (torch.float32, (rows, one))}
+        moments = {name: (torch.float32, (rows, columns)) for name in ("exp_avg", "exp_avg_sq")}
+        return {"step": (torch.float32, ()), **moments}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore what `state()` returned."""
-        self.rate, self.max_grad_norm = state["rate"], state["max_grad_norm"]
-        self.inner.load_state_dict(state["inner"])
-        self.scaler.load_state_dict(state["scaler"])
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that a checkpoint keeps of the optimizer; AdamW has none before its first step."""
+        return dict(self.inner.state[self.weight]) if self.weight in self.inner.state else {}
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the numbers that a checkpoint keeps of the optimizer."""
+        scaler = self.scaler.state_dict()
+        kept = {"scale": to_number(scaler["scale"]), "growth_tracker": scaler["_growth_tracker"]} if scaler else None
+        return {"rate": to_number(self.rate), "max_grad_norm": to_number(self.max_grad_norm), "scaler": kept}
+
+    def load(self, numbers: dict[str, Any], tensors: dict[str, torch.Tensor], *, step: int) -> None:
+        """Restore what `numbers` and `tensors` returned after `step` steps.
+
+        Raises:
+            Damaged: they are not of this optimizer.
+        """
+        names, scaler = self.layout().keys(), self.scaler.state_dict()
+        steps = tensors.get("step")
+        fits = tensors.keys() == names or (not tensors and "step" in names)
+        fits = fits and (steps is None or steps.item() in range(step + 1))
+        if not fits or (numbers["scaler"] is None) != (not scaler):
+            raise Damaged("it is of another optimizer")
+        self.rate, self.max_grad_norm = from_number(numbers["rate"]), from_number(numbers["max_grad_norm"])
+        # torch keeps AdamW's count of steps on the CPU
+        kept = {name: value if name == "step" else value.to(self.weight.device) for name, value in tensors.items()}
+        if kept:
+            self.inner.state[self.weight] = kept
+        if scaler:
+            growth = {"scale": from_number(numbers["scaler"]["scale"])}
+            growth |= {"_growth_tracker": numbers["scaler"]["growth_tracker"]}
+            self.scaler.load_state_dict(scaler | growth)

@@ -80,7 +80,8 @@ def require_same_options(before: dict[str, Any], now: dict[str, Any]) -> None:
     for name, value in now.items():
         if name in before and before[name] != value:
             raise UserError(
-                f"`resume`: `{name}` was {before[name]} when this run started and is {value} now; leave it out to go on"
+                f"`resume`: `{name}` was {before[name]} when this run started and is {value} now;"
+                " leave it out to go on, or start anew with `overwrite`"
             )
 
 

@@ -26,9 +26,11 @@ from softprompt.prompt.start import initial_prompt
 from softprompt.system import sources
 from softprompt.system.files import write_atomic
 from softprompt.tokens.encoded_splits import EncodedSplits, encode_splits
-from softprompt.training.checkpoint import CONFIG_KIND, CONFIG_NAME, last_checkpoint, load_checkpoint
+from softprompt.training.checkpoint import STATE_NAME, checkpoints, load_checkpoint
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report
+from softprompt.training.run_folder import CONFIG_KIND, CONFIG_NAME
+from softprompt.training.state_file import Damaged
 from softprompt.training.trainer import Trainer
 
 PACKAGES = ("torch", "transformers", "datasets", "safetensors", "tqdm")
@@ -81,7 +83,7 @@ def load_inputs(
 
 
 def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Report | None = None) -> Trainer:
-    """Assemble a run; with `resume`, restore the last checkpoint of its run folder if there is one.
+    """Assemble a run; with `resume`, restore the last checkpoint of its run folder that can be used.
 
     Raises:
         UserError: there are no rows to train on, the prompt or the rows do not fit the base, an option would have no
@@ -96,17 +98,35 @@ def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Re
     require_room(base.model, len(model.front), rows.longest, option="max_length")
     trainer = Trainer(model, base, rows, config, report)
     remember_base(base.name, base.revision, base.fingerprint.sha256)
-    checkpoint = last_checkpoint(config.run_folder) if config.resume else None
-    if checkpoint is not None:
-        trainer.restore(load_checkpoint(checkpoint))
-        trainer.report.say(f"resumed from {checkpoint}")
+    if config.resume:
+        _restore_last(trainer)
     return trainer
 
 
+def _restore_last(trainer: Trainer) -> None:
+    """Restore the last checkpoint of a run that can be used, if there are any, and report those that cannot.
+
+    Raises:
+        UserError: there are checkpoints and none can be used, or they are of another run.
+    """
+    folder, damaged = trainer.config.run_folder, []
+    for checkpoint in reversed(checkpoints(folder)):
+        try:
+            trainer.restore(load_checkpoint(checkpoint, trainer.layout(), trainer.recipe.require_same))
+        except Damaged as error:
+            damaged.append(f"{checkpoint / STATE_NAME}: {error}")
+            continue
+        for line in damaged:
+            trainer.report.say(f"warning: {line}; the checkpoint before it is used")
+        trainer.report.say(f"resumed from {checkpoint}")
+        return
+    if damaged:
+        raise UserError(f"`resume`: {damaged[0]}, and no checkpoint before it can be used; start anew with `overwrite`")
+
+
 def note_run(trainer: Trainer) -> None:
-    """Write `config.json` into the run folder, which is done before the first step."""
-    config, folder = trainer.config, trainer.config.run_folder
-    folder.mkdir(parents=True, exist_ok=True)
+    """Open the run folder and write `config.json` into it, which is done before the first step."""
+    config, folder = trainer.config, trainer.open_folder()
     # `resume` and `overwrite` belong to the process and not to the run, so a resumed run writes the same file
     options = vars(config) | {"virtual_tokens": len(trainer.weight), "resume": False, "overwrite": False}
     for name in PATHS:  # absolute, since the next command may run in another folder

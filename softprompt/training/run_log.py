@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,25 @@ class EvaluationRecord:
 class RunLog:
     """Writes the records of one run, and sums the window of steps since the last line."""
 
-    def __init__(self, path: Path, *, first_step: int = 0, window: tuple[float, int] = (0.0, 0)) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        first_step: int = 0,
+        window: tuple[float, int] = (0.0, 0),
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> None:
         """Drop the records after `first_step`, since a resumed run takes those steps again.
 
         Args:
             window: loss sum and supervised tokens of the steps that were not yet logged at `first_step`.
+            warn: takes one line when records begin to be lost, for instance because the disk is full.
         """
-        self.path = path
-        _keep_until(path, first_step)
+        self.path, self.warn, self.failing = path, warn, False
+        try:
+            _keep_until(path, first_step)
+        except OSError as error:
+            self._fail(error)
         self._restart(*window)
 
     @property
@@ -101,7 +112,7 @@ class RunLog:
         record = StepRecord(
             step=step,
             epoch=round(epoch, 4),
-            loss=self.loss_sum / self.supervised,
+            loss=self.loss_sum / self.supervised if self.supervised else math.nan,  # no step of it was applied
             learning_rate=learning_rate,
             grad_norm=grad_norm,
             supervised_tokens=self.supervised,
@@ -124,15 +135,26 @@ class RunLog:
         """Append one line and sync it to disk; a line that a crash cuts short is dropped on resume.
 
         A number that is not finite becomes null, since JSON has no NaN. A skipped fp16 step has such a gradient norm.
+        A line that cannot be written is lost, and no error: it is only shown.
         """
         values = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in record.to_json().items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" * self.failing + json.dumps(values) + "\n")  # behind what was cut short
+                file.flush()
+                os.fsync(file.fileno())
+            self.failing = False
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        """Warn once of records that are lost."""
+        if not self.failing:
+            self.warn(f"warning: {self.path}: {error.strerror or error}; the run goes on, and its records may be lost")
+        self.failing = True
 
     def _restart(self, loss_sum: float = 0.0, supervised: int = 0) -> None:
         self.loss_sum, self.supervised = loss_sum, supervised

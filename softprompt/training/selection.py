@@ -7,13 +7,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from softprompt.base.health import describe_fault
+from softprompt.base.loading import Base
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, row_scores, total_score
+from softprompt.errors import UserError
 from softprompt.tokens.encoded_splits import EncodedSplit
 from softprompt.tokens.encoding import EncodedRow
 from softprompt.training.report import Report
@@ -105,22 +107,25 @@ class Selection:
         """Whether the last `patience` evaluations brought no lower loss."""
         return self.patience is not None and self.stale >= self.patience
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the selection."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
 
 class Evaluator:
     """Scores rows for a run, passes the figures to log and report, and lets the held-out rows choose the prompt."""
 
-    def __init__(self, model: SoftPromptModel, pad_token_id: int, log: RunLog, report: Report) -> None:
-        self.model, self.pad_token_id, self.log, self.report = model, pad_token_id, log, report
+    def __init__(self, model: SoftPromptModel, base: Base, log: RunLog, report: Report) -> None:
+        self.model, self.base, self.log, self.report = model, base, log, report
 
     def start(self, selection: Selection, held_out: EncodedSplit) -> None:
-        """Score the held-out rows before the first step, with the base alone and with the untrained prompt."""
+        """Score the held-out rows before the first step, with the base alone and with the untrained prompt.
+
+        Raises:
+            UserError: the base alone has no finite loss on them, so no prompt can be chosen.
+        """
         if held_out.rows:
-            without = self._measure(self.model.base_model, held_out.for_base, 0, "eval", NO_PROMPT)
-            selection.without_prompt = without.loss
+            alone = held_out.for_base
+            selection.without_prompt = self._measure(self.model.base_model, alone, 0, "eval", NO_PROMPT).loss
+            if not math.isfinite(selection.without_prompt):
+                wrong = self.not_finite(alone, with_prompt=False)
+                raise UserError(describe_fault(self.base, [row.input_ids for row in wrong]))
             self._choose(selection, held_out.rows, 0, INITIAL)
 
     def after_step(self, selection: Selection, rows: Sequence[EncodedRow], step: int, *, last: bool) -> None:
@@ -135,6 +140,13 @@ class Evaluator:
         without = self._measure(self.model.base_model, test.for_base, step, "test", NO_PROMPT).loss
         return Losses(without, None, self._measure(self.model, test.rows, step, "test", KEPT).loss)
 
+    def not_finite(self, rows: Sequence[EncodedRow], *, with_prompt: bool) -> list[EncodedRow]:
+        """Return the rows whose loss is not finite, with the prompt as it is now or with the base alone."""
+        model = self.model if with_prompt else self.model.base_model
+        with self.log.paused():
+            scores = row_scores(model, rows, pad_token_id=self.base.pad_token_id)
+        return [row for row, score in zip(rows, scores, strict=True) if not math.isfinite(score.loss_sum)]
+
     def _choose(self, selection: Selection, rows: Sequence[EncodedRow], step: int, prompt: str) -> None:
         score = self._measure(self.model, rows, step, "eval", prompt)
         selection.add(step, score.loss, self.model.soft_prompt.weight)
@@ -144,7 +156,7 @@ class Evaluator:
     ) -> Score:
         """Score the rows, and pass loss and token accuracy to report and log; the time does not count as training."""
         with self.log.paused():
-            scores = row_scores(model, rows, pad_token_id=self.pad_token_id, advance=self.report.scoring)
+            scores = row_scores(model, rows, pad_token_id=self.base.pad_token_id, advance=self.report.scoring)
             score = total_score(scores)
         record = EvaluationRecord(step, split, prompt, score.loss, score.accuracy)
         self.report.evaluated(record)

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,14 @@ from softprompt.errors import Diverged, UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding, rms
 from softprompt.prompt.file import load_prompt
 from softprompt.prompt.start import initial_prompt
-from softprompt.system.files import write_atomic
+from softprompt.system.files import FileId, write_atomic, write_result
 from softprompt.tokens.encoded_splits import EncodedSplits
 from softprompt.tokens.row_hashes import rows_sha256
-from softprompt.training.checkpoint import last_checkpoint
+from softprompt.training.checkpoint import checkpoints, remove_checkpoint
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report
 from softprompt.training.run import prepare_run
+from softprompt.training.run_folder import clear_temporaries
 
 # the file in which a sweep folder records what is searched; a folder without it is no sweep folder
 RECIPE_NAME = "sweep.json"
@@ -121,12 +121,15 @@ class Search:
             UserError: the sweep to resume has another recipe or prompt file.
         """
         self.config, self.base, self.rows, self.report = config, base, rows, report or SweepReport()
+        self.replaces: FileId | None = None  # the file that the prompt may replace at the end
+        self.written = Path(config.prompt_file)  # where the prompt is, once it is written
         self.folder, recipe_file = config.sweep_folder, config.sweep_folder / RECIPE_NAME
         recipe = json.loads(json.dumps(self._recipe()))
         if config.resume and recipe_file.exists():
             _require_same_recipe(json.loads(recipe_file.read_text("utf-8")), recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
         Path(config.prompt_file).parent.mkdir(parents=True, exist_ok=True)
+        clear_temporaries(Path(config.prompt_file), self.folder)
         if not config.resume:
             self._forget_trials()
         write_atomic(recipe_file, (json.dumps(recipe, indent=1) + "\n").encode())
@@ -152,7 +155,7 @@ class Search:
         finally:
             self.report.end()
         best_file = self._prompt_file(trials[0], steps)
-        write_atomic(self.config.prompt_file, best_file.read_bytes())
+        self.written = write_result(self.config.prompt_file, best_file.read_bytes(), replaces=self.replaces)
         return SweepResult(ranked[0], self._test_score(best_file), self._options(ranked[0]))
 
     def _recipe(self) -> dict[str, Any]:
@@ -177,6 +180,7 @@ class Search:
             losses = load_prompt(file).facts.training["held_out_loss"]
             loss = losses["trained_prompt"]
         except Diverged:
+            file.unlink(missing_ok=True)  # its prompt is of a run that did not end, so it is no result of a trial
             loss = None
         result = TrialResult(trial, rate, math.inf if loss is None else loss)
         self.steps_done += steps
@@ -217,9 +221,8 @@ class Search:
         for trial, (_, steps) in itertools.product(trials, plan_rounds(len(trials), self.config.max_steps)):
             file = self._prompt_file(trial, steps)
             file.unlink(missing_ok=True)
-            run_folder = TrainConfig(prompt_file=str(file)).run_folder
-            while (checkpoint := last_checkpoint(run_folder)) is not None:
-                shutil.rmtree(checkpoint)
+            for checkpoint in checkpoints(TrainConfig(prompt_file=str(file)).run_folder):
+                remove_checkpoint(checkpoint)
 
     def _prompt_file(self, trial: Trial, steps: int) -> Path:
         return self.folder / f"{trial.name}-{steps}.safetensors"

@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 from softprompt import SoftPromptEmbedding, load_prompt, save_prompt
 from softprompt.config.commands import TrainConfig
 from softprompt.errors import UserError
-from softprompt.training.checkpoint import check_outputs
+from softprompt.training.run_folder import check_outputs
 
 GOOD = {"instruction": "Say it", "input": "", "output": "it"}
 

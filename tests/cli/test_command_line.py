@@ -44,7 +44,7 @@ OPTIONS = {
             adam-beta2 max-grad-norm max-tokens-per-pass gradient-checkpointing
         """,
         "evaluation and log": """
-            logging-steps save-steps eval-steps eval-generate save-last early-stopping-patience verbose
+            logging-steps save-steps save-total-limit eval-steps eval-generate save-last early-stopping-patience verbose
         """,
         "output": "prompt-file resume overwrite run-dir",
     },

@@ -363,9 +363,30 @@ def test_old_answers_stay_until_the_new_ones_are_whole(generate, work, monkeypat
 def test_answers_that_came_meanwhile_stay(generate, work, monkeypatch):
     stopped_at(monkeypatch, generate, 2)
     (work / "rows.answers.jsonl").write_text("precious")
-    before = snapshot(work)
-    assert_one_line(generate("--resume"), "--output-file rows.answers.jsonl", "already there")
-    assert snapshot(work) == before
+    result = passed(generate("--resume"))
+    assert result.err.splitlines()[-1].endswith("the answers are in rows.answers-2.jsonl")
+    assert (work / "rows.answers.jsonl").read_text() == "precious"
+    assert len(read(work / "rows.answers-2.jsonl")) == len(ROWS)
+
+
+def test_a_kill_between_the_output_and_the_removal_of_its_partial_is_gone_on_from(generate, work, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        passed(generate())
+    output, partial = work / "rows.answers.jsonl", work / "rows.answers.jsonl.partial"
+    whole = output.read_bytes()
+    assert partial.exists()
+    passed(generate("--resume"))
+    assert output.read_bytes() == whole and not partial.exists()
+    assert not list(work.glob("*answers-2*"))
+
+
+@pytest.mark.parametrize("sampling", [[], ["--seed", 1]])
+def test_logits_that_are_not_finite_are_one_line_with_the_row(generate, work, model_folder, sampling):
+    save_for(model_folder, "huge.safetensors", scale=1e30)  # beyond what the norm of a layer can square
+    result = generate("--prompt-file", "huge.safetensors", *sampling)
+    assert result.status == 2 and "Traceback" not in result.err
+    assert re.search(r"--instructions, row \d+: the logits are not finite: ", result.err.splitlines()[-1])
 
 
 @pytest.mark.parametrize("which", ["a batch", "the output"])
@@ -375,8 +396,8 @@ def test_full_disk(generate, work, monkeypatch, which):
 
     def full(handle):
         calls.append(handle)
-        # header and its folder, four batches, the output
-        if len(calls) == {"a batch": 4, "the output": 7}[which]:
+        # the two places that are tried, header and its folder, four batches, the output
+        if len(calls) == {"a batch": 6, "the output": 9}[which]:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 

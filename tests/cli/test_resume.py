@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from helpers.commands import ROOT, Result, assert_one_line, run_command, snapshot, start_command
 from helpers.rows import ROWS
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from softprompt import load_prompt
@@ -35,6 +36,7 @@ def flags(model_folder, rows_file):
     """A run of 10 steps with held-out rows, shuffled over several epochs."""
     flags = {"--model": model_folder, "--data": rows_file, "--virtual-tokens": 4, "--device": "cpu"}
     flags |= {"--gradient-accumulation-steps": 2, "--max-steps": 10, "--logging-steps": 3, "--save-steps": 4}
+    flags |= {"--save-total-limit": 3}
     return flags | {"--eval-fraction": 0.2, "--precision": "fp32"}
 
 
@@ -71,6 +73,12 @@ def metrics(folder):
     """The records of a run without the speed, which is the clock's."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [{k: v for k, v in record.items() if k != "supervised_tokens_per_second"} for record in records]
+
+
+def content_of(path):
+    """The JSON value in a state file, read by safetensors."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["state"])
 
 
 @pytest.fixture
@@ -134,10 +142,7 @@ def test_resumed_equals_uninterrupted_in_other_recipes(train, work, changes, mon
     assert metrics(work / "prompt.run") == metrics(work / "whole.run")
     # a loss scale that started anew would show only where something overflows
     names = ("prompt.run", "whole.run")
-    scalers = [
-        torch.load(work / name / "checkpoint-10" / "state.pt", weights_only=True)["optimizer"]["scaler"]
-        for name in names
-    ]
+    scalers = [content_of(work / name / "checkpoint-10" / "state.safetensors")["scaler"] for name in names]
     assert scalers[0] == scalers[1] and bool(scalers[0]) == (changes.get("precision") == "fp16")
 
 
@@ -266,43 +271,51 @@ def test_resume_with_nothing_to_resume(train, work, whole):
     assert snapshot(work) == before
 
 
-def test_an_altered_checkpoint_is_noticed(train, stopped):
+def test_an_altered_checkpoint_is_noticed(train, work, whole, stopped):
     """One bit of the gradients that are kept, which nothing else would show."""
-    path = stopped / "checkpoint-5" / "state.pt"
-    gradients = torch.load(path, weights_only=True)["optimizer"]["inner"]["state"][0]["gradients"]
+    path = stopped / "checkpoint-5" / "state.safetensors"
+    gradients = load_file(path)["optimizer.gradients"]
     raw, wanted = bytearray(path.read_bytes()), gradients.numpy().tobytes()
     assert raw.count(wanted) == 1 and len(wanted) == 5 * 4 * 4 * 32
     raw[raw.index(wanted) + 100] ^= 1
     path.write_bytes(raw)
-    assert_one_line(train("--resume"), "checkpoint-5", "state.pt")
+    out = passed(train("--resume")).out
+    assert "warning: prompt.run/checkpoint-5/state.safetensors: its checksum does not fit its content" in out
+    assert "resumed from prompt.run/checkpoint-4" in out and (work / "prompt.safetensors").read_bytes() == whole[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("state.pt", b""),
-        ("state.pt", b"text"),
-        ("state.pt", 1000),
-        ("state.pt", -1),
-        ("state.pt", None),
-        ("prompt.safetensors", b""),
-        ("prompt.safetensors", -1),
-        ("prompt.safetensors", None),
-    ],
-    ids=str,
-)
-def test_damaged_checkpoints(train, work, stopped, name, damage):
-    path = stopped / "checkpoint-5" / name
+@pytest.mark.parametrize("damage", [b"", b"text", 7, 1000, -1, None], ids=str)
+def test_damaged_checkpoints(train, work, stopped, damage):
+    """With none that can be used, one line and nothing touched; a state in another step's folder cannot be."""
+    path, before = (stopped / f"checkpoint-{step}" / "state.safetensors" for step in (5, 4))
     raw = path.read_bytes()
-    if damage is None:
-        path.unlink()
-    else:
-        path.write_bytes(raw[:damage] if isinstance(damage, int) else damage)
-    before = snapshot(work)
-    assert_one_line(train("--resume"), "checkpoint-5", name)
-    assert snapshot(work) == before
-    shutil.rmtree(stopped / "checkpoint-5")
-    assert "checkpoint-4" in passed(train("--resume")).out
+    for each in (path, before):
+        if damage is None:
+            each.unlink()
+        else:
+            each.write_bytes(raw[:damage] if isinstance(damage, int) else damage)
+    files = snapshot(work)
+    assert_one_line(train("--resume"), "checkpoint-5/state.safetensors", "no checkpoint before it", "--overwrite")
+    assert snapshot(work) == files
+    before.write_bytes(raw)
+    assert_one_line(train("--resume"), "no checkpoint before it")
+
+
+def test_the_one_before_a_damaged_checkpoint_is_used_and_the_damaged_one_written_anew(train, work, whole, stopped):
+    path = stopped / "checkpoint-5" / "state.safetensors"
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1])
+    out = passed(train("--resume", save_steps=5)).out
+    assert (
+        "warning: prompt.run/checkpoint-5/state.safetensors: " in out and "resumed from prompt.run/checkpoint-4" in out
+    )
+    assert (work / "prompt.safetensors").read_bytes() == whole[0] and path.read_bytes() == raw
+
+
+def test_the_prompt_in_a_checkpoint_is_never_read_by_a_resume(train, work, whole, stopped):
+    (stopped / "checkpoint-5" / "prompt.safetensors").write_bytes(b"no prompt")
+    passed(train("--resume"))
+    assert (work / "prompt.safetensors").read_bytes() == whole[0]
 
 
 def test_overwrite(train, work, whole):
@@ -362,8 +375,11 @@ def test_a_full_disk_keeps_the_old_prompt_and_the_run(train, work, whole, monkey
 
 def test_a_full_disk_at_a_checkpoint(train, work, whole, monkeypatch):
     with monkeypatch.context() as patched:
-        fail_at(patched, "state.pt")
-        assert_one_line(train(), "state.pt", "No space left on device")
+        fail_at(patched, "state.safetensors")
+        result = train()
+    warnings = [line for line in result.out.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2 and "no checkpoint of step 4" in warnings[0] and "No space left" in warnings[0]
+    assert_one_line(result, "state.safetensors", "No space left on device")
     assert not list((work / "prompt.run").glob("*checkpoint*"))
     assert not (work / "prompt.safetensors").exists()
     passed(train())

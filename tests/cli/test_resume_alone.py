@@ -38,6 +38,7 @@ OPTIONS = {
     "eval_steps": 3,
     "early_stopping_patience": 9,
     "save_steps": 4,
+    "save_total_limit": 3,
     "logging_steps": 3,
     "precision": "fp32",
 }

@@ -85,11 +85,11 @@ def test_random_answers(name, capsys):
     tokenizer, draw = TOKENIZERS[name](), random.Random(0)
     # single bytes of a Llama are no text: how a decoder writes some of them depends on those that follow
     first = len(tokenizer) - len(PIECES) if name.startswith("llama") else 3
-    printable = [n for n in range(first, len(tokenizer)) if text_of([n], tokenizer).isprintable()]
+    printable = [n for n in range(first, len(tokenizer)) if text_of([n], Encoder(tokenizer)).isprintable()]
     again = 0
     for _ in range(200):
         ids = [draw.choice(printable) for _ in range(draw.randrange(30))]
-        text = text_of(ids, tokenizer)
+        text = text_of(ids, Encoder(tokenizer))
         whole = "".join(c if unicodedata.category(c) != "Cc" or c in "\n\t" else visible(c) for c in text)
         *_, before, last = streamed(ids, tokenizer, capsys)
         # a decoder that takes something back is shown once more, as a whole
@@ -103,7 +103,7 @@ def test_indented_lines_keep_their_blanks(capsys):
     ids = tokenizer.convert_tokens_to_ids(["▁if", "▁x", ":", "\n", "▁▁▁▁", "return", "▁x", "\n", "▁▁▁▁", "x", "\n"])
     ids[5] = tokenizer.convert_tokens_to_ids("▁return")
     shown = streamed(ids, tokenizer, capsys)
-    assert shown[-1] == text_of(ids, tokenizer) + "\n" == "if x:\n     return x\n    x\n\n"
+    assert shown[-1] == text_of(ids, Encoder(tokenizer)) + "\n" == "if x:\n     return x\n    x\n\n"
     assert len(set(shown)) > 5  # and it did grow
 
 
@@ -130,5 +130,5 @@ def test_a_reference_is_what_the_tokenizer_can_write():
     base = type("Base", (), {"tokenizer": tokenizer})
     eval_set = encode_eval_set([row], base, EvaluateConfig(eval_generate=1), name="rows")
     encoded = encode_row(row, tokenizer, max_length=256)
-    assert eval_set.references == [text_of(encoded.input_ids[-encoded.num_supervised :], tokenizer)]
+    assert eval_set.references == [text_of(encoded.input_ids[-encoded.num_supervised :], Encoder(tokenizer))]
     assert eval_set.references == ["paris is the newer."]

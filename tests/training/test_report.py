@@ -89,7 +89,8 @@ def test_a_run_that_goes_on_begins_at_its_step(model_folder, rows_file, tmp_path
     trainer.run()
     report = hearing(Report)
     again = trainer_for(model_folder, rows_file, tmp_path / "run", report=report, resume=True, save_steps=3, **OPTIONS)
-    again.restore(load_checkpoint(tmp_path / "run" / "p.run" / "checkpoint-3"))
+    folder = tmp_path / "run" / "p.run" / "checkpoint-3"
+    again.restore(load_checkpoint(folder, again.layout(), again.recipe.require_same))
     again.run()
     assert [name for name, *_ in report.calls] == ["begin", "step", "logged", "scoring", "evaluated", "end"]
     assert report.calls[0] == ("begin", 3, 4)
