@@ -16,6 +16,7 @@ from torch import nn
 from softprompt.config.commands import TrainConfig
 from softprompt.errors import Diverged
 from softprompt.prompt.embedding import rms
+from softprompt.prompt.file import MAX_VALUE
 from softprompt.system.process import is_out_of_memory
 from softprompt.training.soap import SphericalSOAP
 from softprompt.training.state_file import Damaged, from_number, to_number
@@ -86,7 +87,7 @@ class PromptOptimizer:
         return norm
 
     def _move(self) -> bool:
-        """Let the optimizer take its step, or take it back if the prompt is not finite; return whether it is."""
+        """Let the optimizer take its step, or take it back if no base could compute with the prompt; return whether."""
         before = self.weight.detach().clone()
         try:
             self.scaler.step(self.inner)
@@ -95,7 +96,7 @@ class PromptOptimizer:
                 raise
             self.weight.data.copy_(before)
             return False
-        if torch.isfinite(self.weight).all():
+        if self.weight.abs().amax() <= MAX_VALUE:  # which NaN is not
             return True
         self.weight.data.copy_(before)
         return False

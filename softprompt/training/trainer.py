@@ -347,7 +347,7 @@ class Trainer:
             data=self.data_name,
             num_virtual_tokens=len(self.weight),
             learning_rate=self.optimizer.rate,
-            train_loss=self.train_loss if result.step == self.step > 0 else None,
+            train_loss=self.train_loss if result.step == self.step > 0 and math.isfinite(self.train_loss) else None,
             curve=self.selection.curve,
         )
         return prompt_bytes(self.model.soft_prompt, metadata.to_strings())

@@ -19,6 +19,7 @@ from softprompt.training.trainer import Trainer
 # no option that decides what is learnt has its default, but for those that exclude each other
 OPTIONS = {
     "virtual_tokens": 4,
+    "system": "Be brief.",
     "max_length": 60,
     "eval_fraction": 0.2,
     "seed": 7,
@@ -42,7 +43,7 @@ OPTIONS = {
     "logging_steps": 3,
     "precision": "fp32",
 }
-SWITCHES = ("--gradient-checkpointing", "--save-last")
+SWITCHES = ("--gradient-checkpointing", "--save-last", "--last-turn-only")
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +118,7 @@ def metrics(folder):
 def test_the_options_are_not_the_defaults():
     """Or the tests below would not see that one is forgotten."""
     default, others = vars(TrainConfig()), {"num_train_epochs", "init_text"}  # instead of max_steps and init
+    others.add("placement")  # this base has no system turn
     deciding = {field.name for field in dataclasses.fields(TrainConfig) if field.metadata["decides"]} - others
     switches = {word.removeprefix("--").replace("-", "_"): True for word in SWITCHES}
     given = OPTIONS | switches
@@ -215,7 +217,11 @@ def test_a_finished_run_does_not_take_more_steps_and_says_what_does(go_on, train
 def test_the_run_folder_says_every_option_and_what_the_run_rests_on(stopped, rows_file, model_folder):
     content = json.loads((stopped / "config.json").read_text("utf-8"))
     assert content["kind"] == "softprompt run"
-    wanted = vars(TrainConfig(**OPTIONS, save_last=True, gradient_checkpointing=True, prompt_file="p.safetensors"))
+    wanted = vars(
+        TrainConfig(
+            **OPTIONS, save_last=True, last_turn_only=True, gradient_checkpointing=True, prompt_file="p.safetensors"
+        )
+    )
     assert content["options"] == wanted | {"data": str(rows_file), "model": str(model_folder)}
     assert set(content["versions"]) == set(PACKAGES) and content["versions"]["torch"] in torch.__version__
     assert content["versions"]["transformers"] == transformers.__version__

@@ -9,11 +9,11 @@ from helpers.models import make_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from softprompt.analysis.comparison import encode_eval_set
+from softprompt.analysis.comparison import Side, encode_eval_set
 from softprompt.answering.batch import text_of
 from softprompt.cli.terminal import AnswerStream
 from softprompt.config.commands import EvaluateConfig
-from softprompt.data.reading import Row
+from softprompt.data.row import Row
 from softprompt.system.foreign import visible
 from softprompt.tokens.encoding import Encoder, encode_row, encode_text
 
@@ -126,9 +126,8 @@ def test_control_characters_are_shown(capsys):
 
 def test_a_reference_is_what_the_tokenizer_can_write():
     """`evaluate` compares with the text that `train --eval-generate` compares with."""
-    tokenizer, row = word_like(), Row("New", "", "Paris is the newer.", 1)
-    base = type("Base", (), {"tokenizer": tokenizer})
-    eval_set = encode_eval_set([row], base, EvaluateConfig(eval_generate=1), name="rows")
-    encoded = encode_row(row, tokenizer, max_length=256)
-    assert eval_set.references == [text_of(encoded.input_ids[-encoded.num_supervised :], Encoder(tokenizer))]
+    row, encoder = Row.asked("New", "", "Paris is the newer."), Encoder(word_like())
+    eval_set = encode_eval_set([row], [Side("no prompt", encoder)], EvaluateConfig(eval_generate=1), name="rows")
+    encoded = encode_row(row, encoder, max_length=256)
+    assert eval_set.references == [text_of(encoded.input_ids[-encoded.num_supervised :], encoder)]
     assert eval_set.references == ["paris is the newer."]
