@@ -19,6 +19,7 @@ from softprompt import SoftPromptEmbedding, SoftPromptModel
 from softprompt.answering.batch import answers_one_by_one, generate_batch
 from softprompt.config.commands import Sampling
 from softprompt.engine.families import THROUGH_INTERFACE
+from softprompt.tokens.encoding import Encoder
 
 IDS = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 QUESTIONS = [[9, 8], [20, 30, 40, 50, 60, 70, 80], [5, 6, 7]]
@@ -61,8 +62,8 @@ def test_a_batch_answers_as_single_rows_do(make):
     sampling, tokenizer = Sampling(do_sample=False, max_new_tokens=6), make_tokenizer()
     for side in (model, base):
         assert answers_one_by_one(side)
-        together = generate_batch(side, tokenizer, sampling, questions=QUESTIONS)
-        alone = [generate_batch(side, tokenizer, sampling, questions=[ids])[0] for ids in QUESTIONS]
+        together = generate_batch(side, Encoder(tokenizer), sampling, questions=QUESTIONS)
+        alone = [generate_batch(side, Encoder(tokenizer), sampling, questions=[ids])[0] for ids in QUESTIONS]
         assert together == alone and len({str(each) for each in alone}) > 1
 
 

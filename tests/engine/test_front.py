@@ -19,7 +19,7 @@ from softprompt.engine.families import can_pack
 from softprompt.engine.forward import pack_loss, pack_scores
 from softprompt.engine.front import Front
 from softprompt.engine.passes import pass_losses, row_scores
-from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow, Encoder
 
 ALWAYS_FP32 = set(CONFIGS) - {"gpt2", "gpt_neox", "opt", "phi", "starcoder2"}
 # (ids before, virtual tokens, ids after); the windows of the families are 5 to 7 wide
@@ -186,7 +186,7 @@ def test_answers_are_those_of_each_question_alone(front, tokenizer):
             text.append(base(inputs_embeds=by_hand(base, front_of(front), text)).logits[0, -1].argmax().item())
         wanted.append(tokenizer.decode(text[len(ids) :], skip_special_tokens=True))
     model = soft_model(base, front)
-    assert greedy_answers(model, tokenizer, questions, max_new_tokens=9, batch_size=3) == wanted
+    assert greedy_answers(model, Encoder(tokenizer), questions, max_new_tokens=9, batch_size=3) == wanted
     assert len(set(wanted)) > 2
 
 
@@ -198,7 +198,7 @@ def test_answers_beside_references_leave_room_for_the_whole_front(tokenizer, mon
         "softprompt.answering.batch.greedy_answers",
         lambda *_, max_new_tokens, **__: asked.append(max_new_tokens) or [""],
     )
-    answers_beside_references(model, tokenizer, rows, batch_size=1)
+    answers_beside_references(model, Encoder(tokenizer), rows, batch_size=1)
     assert asked == [3]
 
 
