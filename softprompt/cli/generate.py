@@ -67,7 +67,9 @@ def answer_many(config: GenerateConfig) -> None:
 
     settle()
     check_answer_file(config)
-    rows, name, notes = load_questions(config.instructions)
+    rows, name, notes, _ = load_questions(
+        config.instructions, columns=config.columns, data_config=config.data_config, data_split=config.data_split
+    )
     for line in describe_notes(notes):
         print(line, file=sys.stderr)
     model, base, prompt = load_prompted_base(config)

@@ -32,6 +32,8 @@ from softprompt.training.trainer import Trainer
 PACKAGES = ("torch", "transformers", "datasets", "safetensors", "tqdm")
 IN_MEMORY = ""  # stands for the name of data that was given as rows in memory
 DATA = ("data", "eval_data", "test_data")
+# options of how the rows are read and drawn, which `load_splits` takes by these names
+HOW_TO_READ = ("eval_fraction", "seed", "columns", "data_config", "data_split", "max_train_rows")
 PATHS = (*DATA, "init_from")  # options that name input files
 BASE = ("base", "base_revision", "base_sha256")  # the keys of the prompt file's metadata that name the base
 LENGTHS = ("max_steps", "num_train_epochs")  # options that determine the number of steps
@@ -60,7 +62,7 @@ def load_inputs(
     """
     device = resolve_device(config.device)
     named: dict[str, Any] = {name: getattr(config, name) for name in DATA} | dict(in_memory or {})
-    splits = load_splits(**named, eval_fraction=config.eval_fraction, seed=config.seed)
+    splits = load_splits(**named, **{name: getattr(config, name) for name in HOW_TO_READ})
     base = load_base(config.model, device=device, precision=config.precision)
     return base, encode_splits(splits, base.tokenizer, max_length=config.max_length)
 

@@ -34,8 +34,8 @@ OPTIONS = {
         "frozen base": "model",
         "hardware": "precision device",
         "rows": """
-            data eval-data eval-fraction test-data max-length per-device-train-batch-size gradient-accumulation-steps
-            seed
+            data eval-data eval-fraction test-data columns data-config data-split max-train-rows max-length
+            per-device-train-batch-size gradient-accumulation-steps seed
         """,
         "start of the prompt": "virtual-tokens init init-text init-from allow-other-base",
         "steps": """
@@ -55,7 +55,8 @@ OPTIONS = {
         "frozen base": "model allow-other-base",
         "hardware": "precision device",
         "questions": """
-            instruction input instructions output-file per-device-eval-batch-size compare resume overwrite
+            instruction input instructions columns data-config data-split output-file per-device-eval-batch-size
+            compare resume overwrite
         """,
     },
     "chat": {
@@ -70,8 +71,8 @@ OPTIONS = {
         "frozen base": "model allow-other-base",
         "hardware": "precision device",
         "comparison": """
-            prompt-file data split held-out run-dir text-prompt max-rows max-length choices eval-generate
-            max-new-tokens per-device-eval-batch-size bootstrap-samples seed output-file overwrite
+            prompt-file data split columns data-config held-out run-dir text-prompt max-rows max-length choices
+            eval-generate max-new-tokens per-device-eval-batch-size bootstrap-samples seed output-file overwrite
         """,
     },
     "inspect": {
@@ -83,8 +84,8 @@ OPTIONS = {
         "frozen base": "model",
         "hardware": "precision device",
         "rows": """
-            data eval-data eval-fraction test-data max-length per-device-train-batch-size gradient-accumulation-steps
-            seed
+            data eval-data eval-fraction test-data columns data-config data-split max-train-rows max-length
+            per-device-train-batch-size gradient-accumulation-steps seed
         """,
         "output": "prompt-file resume overwrite",
         "search": "sweep-dir virtual-tokens relative-rates init init-text max-trials max-steps",
