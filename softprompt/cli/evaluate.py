@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     files = load_prompts(config.prompt_file)
     first = config.prompt_file[0]
     chosen = rows_to_score(config, files[first])
+    take_choices(config, chosen)
     base = load_prompt_base(
         files[first].facts, prompt_file=first, model=config.model, device=device, precision=config.precision
     )
@@ -83,11 +84,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
 
 @dataclass(frozen=True)
 class Chosen:
-    """The rows to score, their name in messages and notes on them; what follows is as their run had it."""
+    """The rows to score, their name in messages, notes on them, and their labels if they are of a classification.
+
+    Attributes:
+        splits: all rows of their run, and what follows are its options, if they are rows of the prompt's run.
+    """
 
     rows: "list[Row]"
     name: str
     notes: list[str] = field(default_factory=list)
+    choices: tuple[str, ...] = ()
     splits: "Splits | None" = None
     max_length: int = 0
     last_turn_only: bool = False
@@ -102,10 +108,10 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
     """
     from softprompt.answering.output import refuse_sources
     from softprompt.data.splits import load_split, load_splits
-    from softprompt.training.run import IN_MEMORY, read_run
+    from softprompt.training.run import HOW_TO_READ, IN_MEMORY, read_run
 
     if config.data is not None:
-        return Chosen(*load_split(config.data, config.split))
+        return Chosen(*load_split(config.data, config.split, columns=config.columns, data_config=config.data_config))
     first = config.prompt_file[0]
     folder = run_folder_of(first, config.run_dir)
     run = read_run(folder)
@@ -116,7 +122,7 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
     for name in ("data", "eval_data", "test_data"):
         if config.output_file is not None:
             refuse_sources(Path(config.output_file), prompt_files=(), rows=run.options[name], option=name)
-    named = {name: run.options[name] for name in ("eval_data", "eval_fraction", "test_data", "seed")}
+    named = {name: run.options[name] for name in ("eval_data", "test_data", *HOW_TO_READ)}
     splits = load_splits(run.options["data"], **named)
     held_out = config.held_out or not splits.test_rows
     rows, others = splits.eval_rows, splits.train_rows
@@ -128,7 +134,22 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
         what = "held-out" if config.held_out else "test or held-out"
         raise UserError(f"`data`: name the rows to score; {first} has no {what} rows of its own")
     name = f"{run.options['data']} ({'held out' if held_out else 'test'}, as {folder} has it)"
-    return Chosen(rows, name, splits.notes, splits, run.options["max_length"], run.options["last_turn_only"])
+    return Chosen(
+        rows,
+        name,
+        splits.notes,
+        splits.choices,
+        splits,
+        run.options["max_length"],
+        run.options["last_turn_only"],
+    )
+
+
+def take_choices(config: EvaluateConfig, chosen: Chosen) -> None:
+    """Let the labels of the rows be the choices if none are given, and keep a note of them."""
+    if chosen.choices and not config.choices:
+        config.choices = chosen.choices
+        chosen.notes.append(f"`choices`: the labels of the rows: {', '.join(chosen.choices)}")
 
 
 def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, prompt_file: str) -> None:

@@ -68,7 +68,9 @@ def answer_many(config: GenerateConfig) -> None:
     settle()
     report = TerminalJobReport()
     with reserved_answers(config, report.say) as replaces:
-        rows, name, notes = load_questions(config.instructions)
+        rows, name, notes, _ = load_questions(
+            config.instructions, columns=config.columns, data_config=config.data_config, data_split=config.data_split
+        )
         for line in describe_notes(notes):
             report.say(line)
         model, base, prompt, encoder = load_prompted_base(config)

@@ -22,6 +22,15 @@ DEFAULT_MAX_LENGTH = 128  # tokens of one question and its answer together, as i
 # Tokens of an answer to a row of a file. They do not count the question, or one long question would refuse the file.
 DEFAULT_NEW_TOKENS = 128
 
+# names that a column of rows may have, or be given by `columns`
+COLUMN_NAMES = (
+    "instruction", "input", "output", "system", "history", "prompt", "completion", "question", "answer", "query",
+    "response", "context", "messages", "conversations", "tools", "text", "sentence", "label", "input_ids", "labels",
+)  # fmt: skip
+COLUMNS_HELP = "columns under other names, such as instruction=question,output=answer (default: the usual names)"
+CONFIG_HELP = "configuration of a hub id (default: its only one)"
+SPLIT_HELP = "split of a hub id, or a part such as train[:10%] (default: all its splits)"
+
 
 @dataclass(kw_only=True)
 class Hardware(Group):
@@ -77,6 +86,10 @@ class RowOptions(Group):
         "rows for one last figure that chose nothing (default: the test split, if it is not held out)",
         decides=False,
     )
+    columns: str | None = option(None, COLUMNS_HELP)
+    data_config: str | None = option(None, CONFIG_HELP, decides=False)
+    data_split: str | None = option(None, SPLIT_HELP, decides=False)
+    max_train_rows: int | None = option(None, "train on the first so many of the training rows (default: all)")
     max_length: int = option(256, "cut rows to this many text tokens (virtual tokens not counted)")
     per_device_train_batch_size: int = option(1, "times --gradient-accumulation-steps: the rows of a step")
     gradient_accumulation_steps: int = option(8, "times --per-device-train-batch-size: the rows of a step")
@@ -88,7 +101,9 @@ class RowOptions(Group):
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     def check(self) -> None:
-        require_counts(self, "max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
+        column_map(self.columns)
+        counts = ("max_train_rows", "max_length", "per_device_train_batch_size", "gradient_accumulation_steps")
+        require_counts(self, *counts)
         share = self.eval_fraction
         require(share is None or 0 <= share < 1, self, "eval_fraction", "must be at least 0 and below 1")
         both = share is not None and self.eval_data is not None
@@ -353,6 +368,9 @@ class GenerateConfig(ChatConfig):
     instructions: str | None = option(
         None, "answer every row of a JSON, JSONL, CSV or Parquet file, a folder or a hub id (default: one question)"
     )
+    columns: str | None = option(None, COLUMNS_HELP)
+    data_config: str | None = option(None, CONFIG_HELP)
+    data_split: str | None = option(None, SPLIT_HELP)
     output_file: str | None = option(
         None, "where the answers to --instructions go, as JSONL (default: NAME.answers.jsonl beside the rows)"
     )
@@ -367,7 +385,7 @@ class GenerateConfig(ChatConfig):
         for name in ("instruction", "input"):
             require(is_unicode(getattr(self, name)), self, name, "is not UTF-8 text")
         if self.instructions is None:
-            for name in ("output_file", "resume", "overwrite"):
+            for name in ("columns", "data_config", "data_split", "output_file", "resume", "overwrite"):
                 require(getattr(self, name) in (None, False), self, name, "needs `instructions`")
         else:
             self._check_instructions(self.instructions)
@@ -377,6 +395,7 @@ class GenerateConfig(ChatConfig):
         require(instructions.strip() != "", self, "instructions", "must name a file, a folder or a hub id")
         require(self.instruction is None, self, "instructions", "give it or `instruction`, not both")
         require(self.input == "", self, "instructions", "give it or `input`, not both")
+        column_map(self.columns)
         require(not self.compare, self, "instructions", "give it or `compare`, not both")
         require(not (self.resume and self.overwrite), self, "resume", "give it or `overwrite`, not both")
         require(self.output_file != "-", self, "output_file", "the answers need a file, from which `resume` can go on")
@@ -399,6 +418,8 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
         " which its run folder names)",
     )
     split: str | None = option(None, "split of --data (default: test, else validation, else the only one)")
+    columns: str | None = option(None, COLUMNS_HELP)
+    data_config: str | None = option(None, CONFIG_HELP)
     held_out: bool = option(False, "score the prompt's held-out rows, which chose it, instead of its test rows")
     run_dir: str | None = option(None, "run folder of the first prompt (default: NAME.run beside NAME.safetensors)")
     text_prompt: str | None = option(
@@ -424,7 +445,9 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
         for name in ("held_out", "run_dir"):
             both = self.data is not None and getattr(self, name)
             require(not both, self, name, "give it or `data`, not both")
-        require(self.split is None or self.data is not None, self, "split", "needs `data`")
+        for name in ("split", "columns", "data_config"):
+            require(getattr(self, name) is None or self.data is not None, self, name, "needs `data`")
+        column_map(self.columns)
         require(is_unicode(self.text_prompt), self, "text_prompt", "is not UTF-8 text")
         self._check_choices()
         named = self.output_file is None or (self.output_file != "-" and Path(self.output_file).name != "")
@@ -458,6 +481,27 @@ class InspectConfig(PromptFileOptions, PromptBaseOptions):
         require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
         require(self.plot is None or self.plot.lower().endswith(".png"), self, "plot", "must name a .png file")
         require(self.plot is not None or not self.overwrite, self, "overwrite", "needs `plot`")
+
+
+def column_map(columns: str | None) -> dict[str, str]:
+    """Return for every name in `columns` the column that stands for it.
+
+    Raises:
+        UserError: it is not of the form NAME=COLUMN,NAME=COLUMN, a name is not known, or one is given twice.
+    """
+    mapping: dict[str, str] = {}
+    for part in columns.split(",") if columns is not None else []:
+        name, equals, column = (each.strip() for each in part.partition("="))
+        if not (name and equals and column):
+            raise UserError(
+                f"`columns` {columns}: must be NAME=COLUMN pairs, such as instruction=question,output=answer"
+            )
+        if name not in COLUMN_NAMES:
+            raise UserError(f"`columns` {columns}: {name} is none of {', '.join(COLUMN_NAMES)}")
+        if name in mapping or column in mapping.values():
+            raise UserError(f"`columns` {columns}: {name if name in mapping else column} is given twice")
+        mapping[name] = column
+    return mapping
 
 
 def run_folder_of(prompt_file: str, run_dir: str | None) -> Path:

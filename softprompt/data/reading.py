@@ -1,7 +1,9 @@
 """Find what a name of data stands for, read its splits, and check every row."""
 
 import contextlib
+import dataclasses
 import functools
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,20 +13,28 @@ from typing import Any, TypeAlias
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from softprompt.config.commands import column_map
 from softprompt.data.files import read_file
 from softprompt.data.folders import Splits, read_folder
+from softprompt.data.formats import (
+    EXTRAS,
+    OTHER_FORMATS,
+    TELLING,
+    Format,
+    Tally,
+    advice,
+    are_bare_labels,
+    find_formats,
+)
 from softprompt.data.row import Row
 from softprompt.data.split_names import ALIASES, standard_names
 from softprompt.data.tables import Part, Table
-from softprompt.data.values import is_missing, kind_of
+from softprompt.data.values import is_missing
 from softprompt.errors import UserError
 from softprompt.system import sources
 
-COLUMNS = ("instruction", "input", "output")
-QUESTION_COLUMNS = ("instruction", "input")
-STAND_INS = {"input": "context", "output": "response"}  # the names of databricks-dolly and its like
 MOST_NAMED = 10  # columns of one note
-MOST_CLASSES = 20  # outputs that are all numbers below this look like class labels
+USUAL = {"question": "instruction", "input": "input", "answer": "output"}  # the columns of which no note is made
 # data is a name, or rows that are already in memory
 Data: TypeAlias = str | Sequence[Mapping[str, Any]] | Dataset | DatasetDict
 
@@ -32,6 +42,24 @@ Data: TypeAlias = str | Sequence[Mapping[str, Any]] | Dataset | DatasetDict
 def name_of(data: Data) -> str:
     """What messages call the data: its name, or "the rows given" if it came from memory."""
     return data if isinstance(data, str) else "the rows given"
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How data is read: the options `columns`, `data_config` and `data_split`."""
+
+    columns: str | None = None
+    data_config: str | None = None
+    data_split: str | None = None
+
+    def refuse_hub_only(self, option: str, name: str) -> None:
+        """Raise `UserError` if an option is given that only a data set of the hub has."""
+        for field_name in ("data_config", "data_split"):
+            value = getattr(self, field_name)
+            if value is not None:
+                raise UserError(
+                    f"`{field_name}` {value}: only for a hub id, and `{option}` {name} is none; leave it out"
+                )
 
 
 @dataclass
@@ -43,6 +71,8 @@ class Source:
         splits: a reader for every split, under its standard name if it has one.
         given: for every name of a split as it was written, the standard one.
         notes: what is worth telling the user, so far.
+        mapping: for names of formats the columns that stand for them.
+        class_names: the names of the classes, and `labels` the label of every row, of classifications read so far.
     """
 
     name: str
@@ -50,6 +80,9 @@ class Source:
     splits: Splits
     given: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
     def choose(self, wanted: Iterable[str]) -> str:
         """The name of the first wanted split that is there, or of the only one.
@@ -63,7 +96,8 @@ class Source:
         if len(self.splits) == 1:
             return next(iter(self.splits))
         raise UserError(
-            f"`{self.option}` {self.name}: has the splits {', '.join(self.given)} but no train; name one file"
+            f"`{self.option}` {self.name}: has the splits {', '.join(self.given)} but no train; name one file, or of a"
+            " hub id one with `data_split`"
         )
 
     def note(self, lines: Iterable[str]) -> None:
@@ -77,54 +111,78 @@ class Source:
         if unused:
             self.note([f"{self.name}: these splits are not used: {', '.join(unused)}"])
 
-    def rows(
-        self, split: str, *, label: str | None = None, columns: Sequence[str] = COLUMNS, carry: bool = False
-    ) -> list[Row]:
-        """Every row of a split. A row without a question or an output stays: encoding counts and skips it.
+    def rows(self, split: str, *, label: str | None = None, asks: bool = False) -> list[Row]:
+        """Every row of a split. A row without a question or an answer stays: encoding counts and skips it.
 
         Args:
             label: what to call the split in messages; the name of the data if it is not given.
-            columns: those that are read; `input` may be missing.
-            carry: keep the other columns with each row, and do not note that they are unused.
+            asks: only questions are read. Columns that are no part of the format are kept with each row, and do not
+                count as unused.
 
         Raises:
-            UserError: a split that cannot be read, without rows or a column that is needed, or with a value that is no
-                text and no number.
+            UserError: a split that cannot be read, without rows or in no format that is known, or a value of another
+                kind than its column holds.
         """
+        label = label or self.name
         with _named(self.option, self.name):
             table = self.splits[split]()
-            found = _find_columns(table, columns)
-        label = label or self.name
-        if not len(table):
-            raise UserError(f"{label}: holds no row")
-        for column in _required(columns):
-            if column not in found:
-                needed = " and ".join(f"an {each}" for each in _required(columns))
-                raise UserError(f"{label}, row 1: no {column}; every row needs {needed}")
-        others = [name for name in table.columns if name not in (*found.values(), *COLUMNS)]
-        rows = []
-        for number, record in enumerate(table.rows([*found.values(), *others] if carry else [*found.values()]), 1):
+            if not len(table) and table.columns:
+                raise UserError("holds no row")
+            formats = self._formats(table, label, asks)
+        form, tally, rows = formats[0], Tally(), []
+        others = [name for name in table.columns if name not in form.columns.values()]
+        carried = [name for name in others if asks and name not in form.answers]
+        for number, record in enumerate(table.rows([*form.columns.values(), *carried]), 1):
             try:
-                instruction, given, output = (
-                    _text(record.get(found.get(column, "")), found.get(column, column)) for column in COLUMNS
-                )
-            except UserError as error:
+                row = form.row(record, number, tally, asks=asks)
+            except (UserError, RecursionError) as error:
                 file, place = table.where(number)
-                raise UserError(f"{file or label}, row {place}: {error}") from None
-            kept = {name: record[name] for name in others if not is_missing(record.get(name))} if carry else {}
-            rows.append(Row.asked(instruction, given, output, number, others=kept))
+                cause = "is nested too deeply; write it flatter" if isinstance(error, RecursionError) else error
+                raise UserError(f"{file or label}, row {place}: {cause}") from None
+            kept = {name: record[name] for name in carried if not is_missing(record.get(name))}
+            rows.append(dataclasses.replace(row, others=kept) if kept else row)
+        if form.is_classification and not asks:
+            column = form.columns["answer"]
+            self.class_names += table.class_labels([column]).get(column, [])
+            self.labels += [row.output for row in rows]
         self.note(table.notes)
-        self.note(f"{self.name}: {note}" for note in _notes_on(table, found, [] if carry else others, rows))
+        unused = [] if asks else [name for name in others if name not in form.answers]
+        notes = _notes_on(table, formats, unused, rows, tally)
+        self.note(f"{self.name}: {note}" for note in notes)
         return rows
+
+    def _formats(self, table: Table, label: str, asks: bool) -> list[Format]:
+        """The formats that a table may be read in, the best one first.
+
+        Raises:
+            UserError: there is none, with an example row.
+        """
+        columns = table.columns
+        shown = f"here are {_listed([*map(str, columns)]) or 'none'}"
+        for name, column in self.mapping.items():
+            if column not in columns:
+                raise UserError(f"`columns` {name}={column}: there is no column {column}; {shown}")
+        if formats := find_formats(columns, self.mapping, asks=asks):
+            return formats
+        needed = [USUAL["question"]] if asks else [USUAL["question"], USUAL["answer"]]
+        if self.mapping:
+            raise UserError(f"`columns` {', '.join(self.mapping)}: belong to no one format; {OTHER_FORMATS}; {shown}")
+        if not columns and not len(table):
+            raise UserError("holds no row")
+        hint = f"; {advice(columns, table.example(), asks=asks)}" if columns else ""
+        if lacking := next((name for name in needed if name not in columns and {*USUAL.values()} & {*columns}), None):
+            every = " and ".join(map(with_article, needed))
+            raise UserError(f"`{self.option}` {label}, row 1: no {lacking}; every row needs {every}; {shown}{hint}")
+        raise UserError(f"rows need {' and '.join(needed)} as columns; {shown}{hint}")
 
 
 @contextlib.contextmanager
-def open_data(data: Data, option: str, columns: Sequence[str] = COLUMNS) -> Iterator[Source]:
+def open_data(data: Data, option: str, options: DataOptions = DataOptions()) -> Iterator[Source]:
     """The splits of data; a single table is `train`. What is read into temporary files is gone behind the block.
 
     Args:
         option: the option that names the data, for messages.
-        columns: by which rows are known.
+        options: how to read it.
 
     Raises:
         UserError: data that is not there or cannot be read.
@@ -132,9 +190,12 @@ def open_data(data: Data, option: str, columns: Sequence[str] = COLUMNS) -> Iter
     name, notes = name_of(data), list[str]()
     with tempfile.TemporaryDirectory(prefix="softprompt-", ignore_cleanup_errors=True) as cache:
         with _named(option, name):
-            splits = _load(data, option, Path(cache), columns, notes) if isinstance(data, str) else _in_memory(data)
+            splits = _load(data, option, Path(cache), options, notes) if isinstance(data, str) else _in_memory(data)
+            if not isinstance(data, str):
+                options.refuse_hub_only(option, name)
         given = standard_names(splits)
-        yield Source(name, option, {given[each]: read for each, read in splits.items()}, given, notes)
+        mapping = column_map(options.columns)
+        yield Source(name, option, {given[each]: read for each, read in splits.items()}, given, notes, mapping)
 
 
 @contextlib.contextmanager
@@ -175,68 +236,95 @@ def _in_memory(data: Any) -> Splits:
     return {"train": functools.partial(Table, [Part(data)])}
 
 
-def _load(name: str, option: str, cache: Path, columns: Sequence[str], notes: list[str]) -> Splits:
+def _load(name: str, option: str, cache: Path, options: DataOptions, notes: list[str]) -> Splits:
     """Read a shipped data set, a hub id, a folder or a file, whichever `name` is."""
+    telling = [*TELLING, *column_map(options.columns).values()]
+    if not sources.is_builtin(name) and not sources.is_path(name):
+        return _from_hub(name, option, options)
+    options.refuse_hub_only(option, name)
     if sources.is_builtin(name):
-        return read_folder(sources.data_folder(name), cache, columns, notes)
-    if not sources.is_path(name):
-        sources.require_dataset(name, option)
-        return _in_memory(load_dataset(name))
+        return read_folder(sources.data_folder(name), cache, telling, notes)
     path = sources.local_path(name, option)
     if not path.exists():
         raise UserError(f"`{option}` {name}: no such file or folder")
     if path.is_dir():
-        return read_folder(path, cache, [*columns, *STAND_INS.values()], notes)
+        return read_folder(path, cache, telling, notes)
     return {split: functools.partial(_same, table) for split, table in read_file(path, cache).items()}
+
+
+def _from_hub(name: str, option: str, options: DataOptions) -> Splits:
+    """Read a data set of the hub.
+
+    Raises:
+        UserError: the hub has none of that name, it has several configurations of which none is chosen, or there is no
+            such configuration or split.
+    """
+    sources.require_dataset(name, option)
+    try:
+        return _in_memory(load_dataset(name, options.data_config, split=options.data_split))
+    except ValueError as error:
+        message = " ".join(str(error).split())
+        there = re.search(r"(?:available configs|Available|one of)[^\[]*(\[.*?\])", message)
+        names = ", ".join(re.findall(r"'([^']*)'", there[1])) if there else ""
+        if names and "split" in message:
+            raise UserError(f"`data_split` {options.data_split}: {name} has only {names}") from error
+        if names and options.data_config is None:
+            raise UserError(
+                f"`{option}` {name}: has several configurations; name one of {names} with `data_config`"
+            ) from error
+        if names:
+            raise UserError(f"`data_config` {options.data_config}: {name} has only {names}") from error
+        raise
 
 
 def _same(table: Table) -> Table:
     return table
 
 
-def _find_columns(table: Table, columns: Sequence[str]) -> dict[str, str]:
-    """Find the name that a table has for each of `columns`; a column that it lacks is left out.
-
-    Raises:
-        UserError: it has none of them.
-    """
-    names = table.columns
-    found = {column: column for column in columns if column in names}
-    for column in columns:
-        stand_in = STAND_INS.get(column)
-        if column not in found and stand_in in names and "instruction" in names:
-            found[column] = stand_in
-    if not found:
-        if not names and not len(table):
-            raise UserError("holds no row")
-        needed = " and ".join(_required(columns))
-        raise UserError(f"rows need {needed} as columns; here are {', '.join(map(str, names[:5])) or 'none'}")
-    return found
-
-
-def _required(columns: Sequence[str]) -> list[str]:
-    """The columns that every row must have; `input` is optional."""
-    return [name for name in columns if name != "input"]
-
-
-def _notes_on(table: Table, found: dict[str, str], others: list[str], rows: list[Row]) -> Iterator[str]:
-    """What is worth saying of a table: columns under other names, class labels, and columns that are not used."""
-    renamed = [f"{name} is read as {column}" for column, name in found.items() if name != column]
-    if renamed:
-        yield "the column " + ", and ".join(renamed)
-    classes = table.class_labels([*found.values()])
+def _notes_on(table: Table, formats: list[Format], others: list[str], rows: list[Row], tally: Tally) -> Iterator[str]:
+    """What is worth saying of a table: its format, class labels, what is left out, and columns that are not used."""
+    form = formats[0]
+    yield from _notes_on_format(table, formats)
+    classes = table.class_labels([*form.columns.values()])
     for column, names in classes.items():
         yield f"{column} holds class labels; their names are used: {_listed(names)}"
     outputs = {row.output for row in rows}
-    bare = outputs == {str(number) for number in range(len(outputs))} and 1 < len(outputs) <= MOST_CLASSES
-    if bare and not classes and len(outputs) < len(rows):
+    if are_bare_labels(outputs) and not classes and len(outputs) < len(rows):
         yield (
             f"every output is a number from 0 to {len(outputs) - 1}, which looks like class labels without their names;"
             " they are learnt as they are written"
         )
+    for cause, numbers in tally.rows.items():
+        yield f"{len(numbers)} rows {cause}: row {numbers_shown(numbers)}"
     unused = [str(name) for name in others if table.holds_something(name)]
     if unused:
         yield f"columns that hold something and are not used: {_listed(unused)}"
+
+
+def _notes_on_format(table: Table, formats: list[Format]) -> Iterator[str]:
+    """How rows are read, unless they are instructions as ever; and how else they could be."""
+    form = formats[0]
+    extras = [form.columns[part] for part in EXTRAS if part in form.columns]
+    if form.name == "instructions":
+        renamed = [
+            f"{form.columns[part]} is read as {name}"
+            for part, name in USUAL.items()
+            if form.columns.get(part, name) != name
+        ]
+        if renamed:
+            yield "the column " + ", and ".join(renamed)
+        extras = [name for name in extras if table.holds_something(name)]
+        if not extras:
+            return
+    named = [column for part, column in form.columns.items() if part not in EXTRAS] + extras
+    yield f"rows are read as {form.name} (column{'s' if len(named) > 1 else ''} {', '.join(named)})"
+    for other in formats[1:]:
+        if other.main not in named and form.name != "instructions":
+            chosen = ",".join(
+                f"{other.known[part]}={other.columns[part]}" for part in other.known if part not in EXTRAS
+            )
+            yield f"they could be read as {other.name}, too (column {other.main}), which `columns` {chosen} does"
+            return
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -244,15 +332,11 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
 
 
-def _text(value: object, column: str) -> str:
-    """Return text unchanged, a number as it was written, and "" for a missing value.
+def numbers_shown(numbers: Sequence[int]) -> str:
+    """The first few of some row numbers."""
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
 
-    Raises:
-        UserError: a value of another type.
-    """
-    if is_missing(value):
-        return ""
-    kind = kind_of(value)
-    if kind not in ("text", "number"):
-        raise UserError(f"{column} is a {kind}, not text; write it as text")
-    return str(value)
+
+def with_article(name: str) -> str:
+    """A name behind its article."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from softprompt.data.reading import QUESTION_COLUMNS, Data, open_data
+from softprompt.data.formats import choices_of
+from softprompt.data.reading import Data, DataOptions, Source, numbers_shown, open_data, with_article
 from softprompt.data.row import Row
 from softprompt.errors import UserError
 
@@ -23,12 +24,14 @@ class Splits:
 
     Attributes:
         notes: what is worth telling about the data, a line each.
+        choices: the labels, if the rows are those of a classification with names for its classes; else empty.
     """
 
     train_rows: list[Row]
     eval_rows: list[Row]
     test_rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list, compare=False)
+    choices: tuple[str, ...] = ()
 
     @property
     def all_rows(self) -> list[Row]:
@@ -37,11 +40,12 @@ class Splits:
 
 
 class NamedRows(NamedTuple):
-    """Rows of one split, what to call them in messages, and what is worth telling about them."""
+    """Rows of one split, what to call them in messages, what is worth telling about them, and the labels if any."""
 
     rows: list[Row]
     name: str
     notes: list[str]
+    choices: tuple[str, ...] = ()
 
 
 def load_splits(
@@ -51,6 +55,10 @@ def load_splits(
     eval_fraction: float | None = None,
     seed: int,
     test_data: Data | None = None,
+    columns: str | None = None,
+    max_train_rows: int | None = None,
+    data_config: str | None = None,
+    data_split: str | None = None,
 ) -> Splits:
     """Load `data` and choose the held-out rows and the test rows.
 
@@ -58,10 +66,23 @@ def load_splits(
     own `validation` split, or else its `test` split; a random tenth of the rows, at most 200, or none if a tenth is
     fewer than 8. The test rows are `test_data`, or else the data's own `test` split, unless that is held out.
 
+    Args:
+        columns: the option, which is for `data`, `eval_data` and `test_data`.
+        max_train_rows: keep the first so many training rows, once the held-out rows are drawn.
+        data_config: the configuration, and `data_split` the split, of a hub id in `data`.
+
     Raises:
-        UserError: data is missing or unreadable, or has rows that are not Alpaca rows.
+        UserError: data is missing or unreadable, or has rows in no format that is known.
     """
-    with open_data(data, "data") as source:
+    opened: list[Source] = []
+
+    def rows_of(data: Data, option: str, wanted: Sequence[str]) -> list[Row]:
+        with open_data(data, option, DataOptions(columns)) as source:
+            opened.append(source)
+            return source.rows(source.choose(wanted))
+
+    with open_data(data, "data", DataOptions(columns, data_config, data_split)) as source:
+        opened.append(source)
         train = source.choose(("train",))
         train_rows = source.rows(train)
         own = [split for split in HELD_OUT_SPLITS if split in source.splits and "train" in source.splits]
@@ -72,25 +93,29 @@ def load_splits(
         if chooses is not None:
             eval_rows = source.rows(chooses, label=f"{source.name} ({chooses})")
         source.note_unused_splits([train])
-        notes = source.notes
     if test_data is not None:
-        test_rows = _rows_of(test_data, "test_data", ("test", *HELD_OUT_SPLITS, "train"), notes)
+        test_rows = rows_of(test_data, "test_data", ("test", *HELD_OUT_SPLITS, "train"))
     if eval_data is not None:
-        eval_rows = _rows_of(eval_data, "eval_data", (*HELD_OUT_SPLITS, "train"), notes)
+        eval_rows = rows_of(eval_data, "eval_data", (*HELD_OUT_SPLITS, "train"))
     elif chooses is None:
         train_rows, eval_rows = _hold_out(train_rows, eval_fraction, seed)
-    return Splits(train_rows, eval_rows, test_rows, list(dict.fromkeys(notes)))
+    notes = [note for source in opened for note in source.notes]
+    return Splits(
+        train_rows[:max_train_rows], eval_rows, test_rows, list(dict.fromkeys(notes)), choices=_choices_of(opened)
+    )
 
 
-def load_split(data: Data, split: str | None = None) -> NamedRows:
-    """Load the rows of one split; returns them and what messages call them.
+def load_split(
+    data: Data, split: str | None = None, *, columns: str | None = None, data_config: str | None = None
+) -> NamedRows:
+    """Load the rows of one split; returns them, what messages call them, and their labels if they are classified.
 
     Without `split`, it is the first of `test`, `validation` and `train` that the data has, or else its only split.
 
     Raises:
         UserError: as `load_splits`; or there is no such split.
     """
-    with open_data(data, "data") as source:
+    with open_data(data, "data", DataOptions(columns, data_config)) as source:
         if split is None:
             chosen = source.choose(SCORED_SPLITS)
         elif split in source.given or split in source.splits:
@@ -98,27 +123,31 @@ def load_split(data: Data, split: str | None = None) -> NamedRows:
         else:
             raise UserError(f"`split` {split}: `data` {source.name} has only {', '.join(source.given)}")
         name = source.name if len(source.splits) == 1 else f"{source.name} ({chosen})"
-        return NamedRows(source.rows(chosen, label=name), name, source.notes)
+        rows = source.rows(chosen, label=name)
+        return NamedRows(rows, name, source.notes, _choices_of([source]))
 
 
-def load_questions(data: Data) -> NamedRows:
+def load_questions(
+    data: Data, *, columns: str | None = None, data_config: str | None = None, data_split: str | None = None
+) -> NamedRows:
     """Load rows to answer; returns them and what messages call them.
 
-    Of several splits it takes the one that `eval_data` would: the first of `validation`, `test` and `train`. It ignores
-    an `output` column, and the outputs of the rows are "". All further columns stay with their row. A row without a
-    question is left out, and a note has its number.
+    Of several splits it takes the one that `eval_data` would: the first of `validation`, `test` and `train`. Answers in
+    the data are left aside, and the outputs of the rows are "". All further columns stay with their row. A row without
+    a question is left out, and a note has its number.
 
     Raises:
         UserError: as `load_splits`.
     """
-    with open_data(data, "instructions", QUESTION_COLUMNS) as source:
+    with open_data(data, "instructions", DataOptions(columns, data_config, data_split)) as source:
         split = source.choose((*HELD_OUT_SPLITS, "train"))
         name = source.name if len(source.splits) == 1 else f"{source.name} ({split})"
-        rows = source.rows(split, label=name, columns=QUESTION_COLUMNS, carry=True)
+        rows = source.rows(split, label=name, asks=True)
         source.note_unused_splits([split])
         blank = [row.number for row in rows if not row.has_question]
         if len(blank) == len(rows):
-            raise UserError(f"{name}, row 1: no instruction; every row needs an instruction")
+            column = next(iter(rows[0].columns), "question")
+            raise UserError(f"{name}, row 1: no {column}; every row needs {with_article(column)}")
         if any("answer" in row.others for row in rows):
             source.note([f"{name}: the column answer is left out of the output, where the answers have that name"])
         if blank:
@@ -126,17 +155,10 @@ def load_questions(data: Data) -> NamedRows:
         return NamedRows([row for row in rows if row.has_question], name, source.notes)
 
 
-def numbers_shown(numbers: Sequence[int]) -> str:
-    """The first few of some row numbers."""
-    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
-
-
-def _rows_of(data: Data, option: str, wanted: Sequence[str], notes: list[str]) -> list[Row]:
-    """Load the rows of the first wanted split that `data` has, and add to the notes what is worth telling of them."""
-    with open_data(data, option) as source:
-        rows = source.rows(source.choose(wanted))
-        notes += source.notes
-        return rows
+def _choices_of(sources: Sequence[Source]) -> tuple[str, ...]:
+    """The labels of all rows that were read."""
+    names = [name for source in sources for name in source.class_names]
+    return choices_of(names, [label for source in sources for label in source.labels])
 
 
 def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> tuple[list[Row], list[Row]]:

@@ -56,6 +56,18 @@ class Table:
         for part in self.parts:
             yield from _rows_of(part.rows, columns)
 
+    def example(self) -> dict[str, Any]:
+        """The first row, without pictures and sounds, which are not opened for this."""
+        for part in self.parts:
+            if not len(part.rows):
+                continue
+            if not isinstance(part.rows, Dataset):
+                return dict(part.rows[0])
+            kinds = part.rows.features
+            columns = [name for name in part.rows.column_names if not getattr(kinds[name], "decode", False)]
+            return next(_rows_of(part.rows.select(range(1)), [name for name in columns if name != NOT_TEXT]))
+        return {}
+
     def where(self, number: int) -> tuple[str, int]:
         """The file of a row, empty for rows that stand in none, and the row's number there."""
         before = dict.fromkeys((part.file for part in self.parts), 0)

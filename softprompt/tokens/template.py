@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from softprompt.errors import UserError
 
 NAMES = ("tutorial", "chat", "plain", "file", "text")  # that a prompt file may name
+ASKED_NAMES = ("auto", "tutorial", "chat", "plain")  # that the option may name, instead of a file
 OLD_NAMES = ("", "alpaca")  # of the tutorial's template, in prompt files of format version 1
 LARGEST_FILE = 1 << 20  # bytes of a template file
 DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")

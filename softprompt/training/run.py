@@ -26,6 +26,7 @@ from softprompt.prompt.start import initial_prompt
 from softprompt.system import sources
 from softprompt.system.files import write_atomic
 from softprompt.tokens.encoded_splits import EncodedSplits, encode_splits
+from softprompt.tokens.template import ASKED_NAMES as TEMPLATE_NAMES
 from softprompt.training.checkpoint import STATE_NAME, checkpoints, load_checkpoint
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report
@@ -36,6 +37,8 @@ from softprompt.training.trainer import Trainer
 PACKAGES = ("torch", "transformers", "datasets", "safetensors", "tqdm")
 IN_MEMORY = ""  # stands for the name of data that was given as rows in memory
 DATA = ("data", "eval_data", "test_data")
+# options of how the rows are read and drawn, which `load_splits` takes by these names
+HOW_TO_READ = ("eval_fraction", "seed", "columns", "data_config", "data_split", "max_train_rows")
 PATHS = (*DATA, "init_from", "template")  # options that name input files
 BASE = ("base", "base_revision", "base_sha256")  # the keys of the prompt file's metadata that name the base
 LENGTHS = ("max_steps", "num_train_epochs")  # options that determine the number of steps
@@ -68,7 +71,7 @@ def load_inputs(
     """
     device = resolve_device(config.device)
     named: dict[str, Any] = {name: getattr(config, name) for name in DATA} | dict(in_memory or {})
-    splits = load_splits(**named, eval_fraction=config.eval_fraction, seed=config.seed)
+    splits = load_splits(**named, **{name: getattr(config, name) for name in HOW_TO_READ})
     base = load_base(config.model, device=device, precision=config.precision)
     encoder = encoder_for(
         base,
@@ -131,7 +134,8 @@ def note_run(trainer: Trainer) -> None:
     options = vars(config) | {"virtual_tokens": len(trainer.weight), "resume": False, "overwrite": False}
     for name in PATHS:  # absolute, since the next command may run in another folder
         value = options[name]
-        if value and sources.is_path(value) and not sources.is_builtin(value):
+        named = name == "template" and value in TEMPLATE_NAMES  # a file of such a name does not count
+        if value and not named and sources.is_path(value) and not sources.is_builtin(value):
             options[name] = str(sources.local_path(value, name).resolve())
     content = {
         "kind": CONFIG_KIND,

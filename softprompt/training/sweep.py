@@ -37,9 +37,9 @@ RECIPE_NAME = "sweep.json"
 LAST_ROUND = 3  # most trials of the last round; with fewer there is little left to choose
 # options that a sweep hands on to its runs as they are
 SHARED = (
-    "model", "data", "eval_data", "eval_fraction", "test_data", "init_text", "max_length", "precision", "seed",
-    "template", "system", "last_turn_only", "placement", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "device",
+    "model", "data", "eval_data", "eval_fraction", "test_data", "columns", "data_config", "data_split",
+    "max_train_rows", "init_text", "max_length", "precision", "seed", "template", "system", "last_turn_only",
+    "placement", "per_device_train_batch_size", "gradient_accumulation_steps", "device",
 )  # fmt: skip
 
 

@@ -34,8 +34,8 @@ OPTIONS = {
         "frozen base": "model",
         "hardware": "precision device",
         "rows": """
-            data eval-data eval-fraction test-data max-length per-device-train-batch-size gradient-accumulation-steps
-            seed
+            data eval-data eval-fraction test-data columns data-config data-split max-train-rows max-length
+            per-device-train-batch-size gradient-accumulation-steps seed
         """,
         "how rows are written": "template system last-turn-only placement",
         "start of the prompt": "virtual-tokens init init-text init-from allow-other-base",
@@ -56,7 +56,8 @@ OPTIONS = {
         "frozen base": "model allow-other-base",
         "hardware": "precision device",
         "questions": """
-            instruction input instructions output-file per-device-eval-batch-size compare resume overwrite
+            instruction input instructions columns data-config data-split output-file per-device-eval-batch-size
+            compare resume overwrite
         """,
     },
     "chat": {
@@ -71,8 +72,8 @@ OPTIONS = {
         "frozen base": "model allow-other-base",
         "hardware": "precision device",
         "comparison": """
-            prompt-file data split held-out run-dir text-prompt max-rows max-length choices eval-generate
-            max-new-tokens per-device-eval-batch-size bootstrap-samples seed output-file overwrite
+            prompt-file data split columns data-config held-out run-dir text-prompt max-rows max-length choices
+            eval-generate max-new-tokens per-device-eval-batch-size bootstrap-samples seed output-file overwrite
         """,
     },
     "inspect": {
@@ -84,8 +85,8 @@ OPTIONS = {
         "frozen base": "model",
         "hardware": "precision device",
         "rows": """
-            data eval-data eval-fraction test-data max-length per-device-train-batch-size gradient-accumulation-steps
-            seed
+            data eval-data eval-fraction test-data columns data-config data-split max-train-rows max-length
+            per-device-train-batch-size gradient-accumulation-steps seed
         """,
         "how rows are written": "template system last-turn-only placement",
         "output": "prompt-file resume overwrite",

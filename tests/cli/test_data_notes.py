@@ -58,7 +58,7 @@ def test_scoring_and_answering_say_them_too(capfd, work, model_folder):
     result = run_command(capfd, "generate", *words, "--instructions", write(work, "jsonl", rows, "q"), "--no-do-sample")
     assert result.status == 0 and result.out == ""
     notes = [line for line in result.err.splitlines() if line.startswith("note: ")]
-    assert "the column answer is left out of the output" in notes[0] and len(notes) == 2
+    assert notes[0].endswith("the column answer is read as output") and len(notes) == 2  # which is left aside
     assert notes[1].endswith("1 without a question skipped: row 2")
     (answer,) = [json.loads(line) for line in (work / "q.answers.jsonl").read_text("utf-8").splitlines()]
     assert answer.keys() == {"id", "instruction", "input", "answer"} and answer["id"] == 7

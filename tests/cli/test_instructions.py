@@ -500,7 +500,7 @@ def test_places_that_are_none(refused, work):
         ("bad.jsonl", b"\xff\xfe\x00", ""),
         ("cut.json", b'[{"instruction": "a"', ""),
         ("bad.txt", b"text", "suffix"),
-        ("other.csv", b"question,answer\na,b\n", "rows need instruction as columns; here are question, answer"),
+        ("other.csv", b"alpha,beta\na,b\n", "rows need instruction as columns; here are alpha, beta"),
         ("input.csv", b"input\na\n", "row 1: no instruction; every row needs an instruction"),
         ("blank.csv", b"instruction,input\n,\n  , \n", "row 1: no instruction"),
         ("list.jsonl", b'{"instruction": "a"}\n{"instruction": ["b"]}\n', "row 2: instruction is a list"),

@@ -298,8 +298,8 @@ def test_two_files_of_one_split_are_refused(tmp_path):
 
 
 def test_columns_that_are_not_used_are_named_if_they_hold_something(tmp_path):
-    rows = [row | {"source": "", "n": None, "tags": [], "system": "Be brief.", "history": [["q", "a"]]} for row in TWO]
-    wanted = "columns that hold something and are not used: system, history"
+    rows = [row | {"source": "", "n": None, "tags": [], "topic": "Be brief.", "pairs": [["q", "a"]]} for row in TWO]
+    wanted = "columns that hold something and are not used: topic, pairs"
     for kind in ("json", "jsonl", "parquet", "save_to_disk"):
         assert load(write(tmp_path, kind, rows)).notes[0].endswith(wanted), kind
     assert load(rows).notes == [f"the rows given: {wanted}"]
@@ -309,7 +309,9 @@ def test_columns_that_are_not_used_are_named_if_they_hold_something(tmp_path):
 def test_a_context_is_an_input_and_a_response_an_output(tmp_path):
     rows = [{"instruction": "a", "context": "c", "response": "x"}]
     splits = load(write(tmp_path, "jsonl", rows))
-    assert texts(splits.train_rows) == [("a", "c", "x")]
+    (row,) = splits.train_rows
+    assert (dict(row.columns), row.output) == ({"instruction": "a", "context": "c"}, "x")
+    assert row.messages == ({"role": "user", "content": "a\nc"},)
     assert splits.notes[0].endswith("the column context is read as input, and response is read as output")
     both = [{"instruction": "a", "input": "i", "output": "o"} | rows[0]]
     assert texts(load(both).train_rows) == [("a", "i", "o")]
@@ -317,7 +319,7 @@ def test_a_context_is_an_input_and_a_response_an_output(tmp_path):
 
 def test_questions_carry_their_other_columns_and_blank_ones_are_skipped(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"id": 7.10, "instruction": "a", "tags": ["x"]}\n{"id": "2"}\n{"input": "b"}\n')
-    rows, name, notes = load_questions(str(tmp_path / "r.jsonl"))
+    rows, name, notes, _ = load_questions(str(tmp_path / "r.jsonl"))
     assert texts(rows) == [("a", "", ""), ("", "b", "")] and [row.number for row in rows] == [1, 3]
     assert [dict(row.others) for row in rows] == [{"id": "7.10", "tags": '["x"]'}, {}]
     assert notes == [f"{name}: 1 without a question skipped: row 2"]

@@ -370,7 +370,7 @@ def test_the_split_that_is_scored(tmp_path):
         write(tmp_path, "jsonl", numbered(2, split), split)
     found = {}
     for wanted in (None, "train", "validation", "test"):
-        rows, name, _ = load_split(str(tmp_path), wanted)
+        rows, name, *_ = load_split(str(tmp_path), wanted)
         found[wanted] = [row.columns["instruction"].split()[0] for row in rows]
         assert name == f"{tmp_path} ({wanted or 'test'})"
     assert found == {wanted: [wanted or "test"] * 2 for wanted in found}
@@ -421,7 +421,7 @@ def test_the_splits_of_a_dataset_dict_are_those_of_its_folder(tmp_path):
     data.save_to_disk(str(tmp_path / "all"))
     assert load(data) == load(str(tmp_path / "all"))
     assert [row.columns["instruction"] for row in load(data).test_rows] == ["test 0", "test 1"]
-    rows, name, _ = load_split(data, "validation")
+    rows, name, *_ = load_split(data, "validation")
     assert [row.columns["instruction"] for row in rows] == ["validation 0", "validation 1"]
     assert name == "the rows given (validation)"
     with pytest.raises(UserError, match="`split` dev: `data` the rows given has only train, validation, test"):
@@ -438,7 +438,7 @@ def test_rows_in_memory_keep_numbers_whole_and_may_lack_an_input():
 
 def test_questions_in_memory_need_no_output():
     for kind in IN_MEMORY:
-        rows, name, _ = load_questions(in_memory(kind, [{"instruction": "a"}, {"instruction": "b"}]))
+        rows, name, *_ = load_questions(in_memory(kind, [{"instruction": "a"}, {"instruction": "b"}]))
         assert texts(rows) == [("a", "", ""), ("b", "", "")] and name == "the rows given"
 
 
