@@ -53,6 +53,20 @@ def choice_log_probabilities(
     return [[-next(scores).loss_sum for _ in labels] for labels in candidates]
 
 
+def choice_accuracy(
+    model: SoftPromptModel | PreTrainedModel,
+    rows: Sequence[Row],
+    choices: Sequence[str],
+    encoder: Encoder,
+    *,
+    pad_token_id: int,
+) -> float:
+    """Return the share of rows whose most probable label is their output; rows with another output are wrong."""
+    candidates = encode_choices(rows, choices, encoder)
+    chosen = best_choices(choice_log_probabilities(model, candidates, pad_token_id=pad_token_id), choices)
+    return sum(label.strip() == row.output.strip() for label, row in zip(chosen, rows, strict=True)) / len(rows)
+
+
 def best_choices(log_probabilities: Sequence[Sequence[float]], choices: Sequence[str]) -> list[str]:
     """Return the most probable label of every row; of equally probable ones, the one that was given first."""
     return [choices[max(range(len(choices)), key=row.__getitem__)] for row in log_probabilities]

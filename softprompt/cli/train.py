@@ -8,6 +8,8 @@ from softprompt.cli.program import settle
 from softprompt.config.command_line import read_options
 from softprompt.config.commands import TrainConfig
 
+MOST_CLASSIFIED = 200  # rows whose labels are scored at the end of a run
+
 if TYPE_CHECKING:
     from softprompt.cli.terminal import TerminalReport
     from softprompt.system.files import FileId
@@ -55,9 +57,30 @@ def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | No
     say(describe_steps(trainer))
     note_run(trainer)
     result = trainer.run()
+    if rows.choices:
+        _classify_some(trainer, rows)
     if config.eval_generate:
         _answer_some(trainer, rows)
     say(describe_result(result, config, trainer.written))
+
+
+def _classify_some(trainer: "Trainer", rows: "EncodedSplits") -> None:
+    """Say how many of the test rows, or else of the held-out rows, get their own label, with the prompt and without."""
+    from softprompt.analysis.choices import choice_accuracy
+    from softprompt.cli.terminal import say
+
+    name, split = ("test", rows.test) if rows.test.sources else ("held-out", rows.held_out)
+    some, model, pad = split.sources[:MOST_CLASSIFIED], trainer.model, trainer.base.pad_token_id
+    if not some:
+        return
+    sides = (model.base_model, rows.encoder.baseline), (model, rows.encoder)
+    without, with_prompt = (
+        choice_accuracy(side, some, rows.choices, encoder, pad_token_id=pad) for side, encoder in sides
+    )
+    say(
+        f"choice accuracy on {len(some)} {name} rows of {len(rows.choices)} labels:"
+        f" without a prompt {without:.1%}, with the kept prompt {with_prompt:.1%}"
+    )
 
 
 def _answer_some(trainer: "Trainer", rows: "EncodedSplits") -> None:

@@ -32,6 +32,7 @@ class EncodedSplit:
         cut: how the cut met the rows, those in `skipped` too if it left them no response.
         without_prompt: the same rows for the base alone, where they differ: a prompt in the system turn takes the place
             of the template's own.
+        sources: what the rows were encoded from, if they judge a prompt.
     """
 
     rows: list[EncodedRow] = field(default_factory=list)
@@ -39,6 +40,7 @@ class EncodedSplit:
     copies: int = 0
     cut: Cut = Cut()
     without_prompt: list[EncodedRow] = field(default_factory=list)
+    sources: list[Row] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def for_base(self) -> list[EncodedRow]:
@@ -53,6 +55,7 @@ class EncodedSplits:
     Attributes:
         encoder: what encoded them.
         notes: what is worth telling about the rows, a line each.
+        choices: the labels, if the rows are those of a classification; else empty.
     """
 
     encoder: Encoder
@@ -60,6 +63,7 @@ class EncodedSplits:
     held_out: EncodedSplit = EncodedSplit()
     test: EncodedSplit = EncodedSplit()
     notes: list[str] = field(default_factory=list, compare=False)
+    choices: tuple[str, ...] = ()
 
     @property
     def train_rows(self) -> list[EncodedRow]:
@@ -101,7 +105,7 @@ def encode_splits(splits: Splits, encoder: Encoder, *, max_length: int) -> Encod
             f"{encoder.lost_turns:,} answers of earlier turns are not learnt, since the chat template writes them in"
             " another way once the conversation goes on"
         )
-    return EncodedSplits(encoder, train, held_out, test, notes)
+    return EncodedSplits(encoder, train, held_out, test, notes, splits.choices)
 
 
 def _encode_split(
@@ -115,12 +119,12 @@ def _encode_split(
     fresh = without_copies([each for _, each in usable], others)
     asked = [each for row, each in pairs if row.has_question and row.has_answer]
     baseline = encoder.baseline
-    without_prompt = list[EncodedRow]()
+    without_prompt, kept = list[EncodedRow](), {id(each) for each in fresh}
+    sources = [row for row, each in usable if id(each) in kept] if judges else []
     if judges and baseline is not encoder:
-        kept = {id(each) for each in fresh}
-        alone = baseline.encode([row for row, each in usable if id(each) in kept], max_length=sys.maxsize)
+        alone = baseline.encode(sources, max_length=sys.maxsize)
         without_prompt = [one.until(other.num_supervised) for one, other in zip(alone, fresh, strict=True)]
-    return EncodedSplit(fresh, skipped, len(usable) - len(fresh), cut_of(asked), without_prompt)
+    return EncodedSplit(fresh, skipped, len(usable) - len(fresh), cut_of(asked), without_prompt, sources)
 
 
 def cut_of(rows: Sequence[EncodedRow]) -> Cut:
