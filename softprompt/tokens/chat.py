@@ -156,7 +156,7 @@ class ChatWriter:
         if not MARKS.search(self.template.text):
             return self._render(turns, row, cue=False), []
         rendered, marked = self._call(turns, row, return_assistant_tokens_mask=True)
-        return rendered, list(marked)
+        return rendered, [(start, end) for start, end in marked if start < end]  # marks around nothing are none
 
     def _render(self, turns: list[dict], row: Row, *, cue: bool) -> str:
         return self._call(turns, row, add_generation_prompt=cue)[0]

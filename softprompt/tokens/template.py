@@ -101,6 +101,10 @@ def template_of(name: str, *, text: str = "", date: str = "", system: str = "", 
         name = TUTORIAL.name
     if name not in NAMES or (name in ("chat", "file")) != bool(text):
         raise UserError(f"{prompt_file}: was trained with the template {name!r}, which is not known; update softprompt")
+    try:
+        datetime.date.fromisoformat(date or "2000-01-01")
+    except ValueError as error:
+        raise UserError(f"{prompt_file}: the date of its template, {date!r}, is no date; train it again") from error
     return Template(name, text, date, system)
 
 
