@@ -1,4 +1,4 @@
-"""For a base without a chat template not one id changes: rows are encoded as the tutorial's own preprocessing does it."""
+"""For a base without a chat template not one id changes: rows are encoded as in the tutorial."""
 
 import json
 from pathlib import Path
