@@ -20,6 +20,8 @@ from softprompt.training.trainer import Trainer
 OPTIONS = {
     "virtual_tokens": 4,
     "system": "Be brief.",
+    "columns": "instruction=instruction,input=input,output=output",
+    "max_train_rows": 7,
     "max_length": 60,
     "eval_fraction": 0.2,
     "seed": 7,
