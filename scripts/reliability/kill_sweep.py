@@ -33,7 +33,7 @@ RECIPES = {
     "init-answers": "--precision fp32 --init answers --virtual-tokens 4",
     "save-steps-1": "--precision fp32 --save-steps 1",
     "checkpointing": "--precision fp32 --gradient-checkpointing",
-    "test-rows": "--precision fp32 --test-data held.jsonl",
+    "test-rows": "--precision fp32 --test-data test.jsonl",
     "accumulation": "--precision fp32 --gradient-accumulation-steps 3",
     "random-init": "--precision fp32 --init random --virtual-tokens 3 --lr-scheduler-type cosine",
 }
@@ -101,8 +101,8 @@ def words_of(name: str) -> list[str]:
 def prepare(name: str, place: Path) -> None:
     """Make the folder of a run with its rows, and with a prompt for `generate`."""
     place.mkdir()
-    rows = [{"instruction": f"What is {n} plus {n}?", "output": f"It is {2 * n}."} for n in range(20)]
-    for file, part in (("rows.jsonl", rows[:14]), ("held.jsonl", rows[14:])):
+    rows = [{"instruction": f"What is {n} plus {n}?", "output": f"It is {2 * n}."} for n in range(24)]
+    for file, part in (("rows.jsonl", rows[:14]), ("held.jsonl", rows[14:20]), ("test.jsonl", rows[20:])):
         (place / file).write_text("".join(json.dumps(row) + "\n" for row in part))
     if name == "generate":
         words = [*f"{TRAIN} --precision fp32 --max-steps 1".split(), "--run-dir", "run-of-prompt"]
