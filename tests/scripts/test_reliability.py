@@ -17,7 +17,7 @@ def ran(name, *words):
 
 
 def test_runs_that_are_killed_and_resumed_give_the_same_bits():
-    done = ran("kill_sweep.py", "--kills", 2, "--seed", 5, "--recipe", "fp32")
+    done = ran("kill_sweep.py", "--kills", 1, "--seed", 5, "--recipe", "fp32")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
