@@ -20,7 +20,7 @@ from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.metadata import MAX_HEADER_BYTES, PromptMetadata, is_count
 from softprompt.system.files import write_atomic
-from softprompt.system.foreign import reason_of
+from softprompt.system.foreign import reason_of, visible
 
 TENSOR_NAME = "prompt_embeddings"
 FORMAT = "softprompt"
@@ -101,11 +101,13 @@ def _read(file: BinaryIO, size: int, name: str) -> PromptFile:
     version = metadata.get("format_version")
     if version not in READABLE_VERSIONS:
         readable = " and ".join(READABLE_VERSIONS)
-        raise UserError(f"{name}: format version {version}, this softprompt reads {readable}; update softprompt")
+        said = visible(str(version)[:80])
+        raise UserError(f"{name}: format version {said}, this softprompt reads {readable}; update softprompt")
     stated = [metadata.get("num_virtual_tokens"), metadata.get("hidden_size")]
     counts = isinstance(shape, list) and len(shape) == 2 and all(map(is_count, shape)) and 0 not in shape
     if dtype != "F32" or not counts or stated != [str(each) for each in shape]:
-        raise UserError(f"{name}: holds {dtype} {shape}, its metadata says fp32 {stated}")
+        said = visible(f"{dtype} {shape}"[:80])
+        raise UserError(f"{name}: holds {said}, its metadata says fp32 {stated}")
     whole = 4 * shape[0] * shape[1]
     if entry.get("data_offsets") != [0, whole] or size != 8 + length + whole or whole > MAX_TENSOR_BYTES:
         what = f"{size:,} bytes, where {shape} in fp32 needs {8 + length + whole:,}"

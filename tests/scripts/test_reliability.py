@@ -1,0 +1,39 @@
+"""Quick versions of the scripts under scripts/reliability: a few kills, some hundred mutations, and comparisons."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from softprompt import SoftPromptEmbedding, save_prompt
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts" / "reliability"
+
+
+def ran(name, *words):
+    return subprocess.run([sys.executable, SCRIPTS / name, *map(str, words)], capture_output=True, text=True)
+
+
+def test_runs_that_are_killed_and_resumed_give_the_same_bits():
+    done = ran("kill_sweep.py", "--kills", 1, "--seed", 5, "--recipe", "fp32")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_mutated_prompts_and_states_are_refused_in_one_line():
+    done = ran("fuzz.py", "--prompts", 600, "--states", 300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "refused" in done.stdout and "prompts: " in done.stdout and "states: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "base", "status", "said"),
+    [(1.0, "a", 0, ""), (1.0 + 2**-23, "a", 1, "other tensors"), (1.0, "b", 1, 'base is "a" and "b"')],
+)
+def test_two_prompts_are_compared_to_the_bit(tmp_path, value, base, status, said):
+    for name, number, of in (("one", 1.0, "a"), ("other", value, base)):
+        weight = torch.full((2, 4), number)
+        save_prompt(tmp_path / name, SoftPromptEmbedding.from_tensor(weight), {"base": of})
+    done = ran("assert_equal.py", tmp_path / "one", tmp_path / "other")
+    assert done.returncode == status and said in done.stdout and done.stdout.count("\n") == status
