@@ -42,7 +42,7 @@ def encoder_for(
         chosen = choose_template(template, base.tokenizer, system=system, date=date)
     if chosen.name == "file":
         require_harmless(chosen.text, base.tokenizer.special_tokens_map, what=f"`template` {template}")
-    own_system = any(row.messages and row.messages[0]["role"] == "system" for row in rows)
+    own_system = any(row.tools or (row.messages and row.messages[0]["role"] == "system") for row in rows)
     return Encoder(
         base.tokenizer,
         chosen,
@@ -58,7 +58,8 @@ def encoder_of(facts: PromptMetadata, base: Base, *, prompt_file: str) -> Encode
     """The encoder that a prompt was trained with, as its file states it.
 
     Raises:
-        UserError: the file names a template that is not known or cannot be rendered, or a bos that the base lacks.
+        UserError: the file names a template that is not known or cannot be rendered, or a bos that the base lacks, or
+            what stood around the prompt in training would not stand there now.
     """
     template = template_of(
         facts.template,
@@ -75,14 +76,20 @@ def encoder_of(facts: PromptMetadata, base: Base, *, prompt_file: str) -> Encode
         raise UserError(f"{prompt_file}: its texts begin with {facts.bos_token!r}, which this base's tokenizer lacks")
     if facts.placement not in ("", "front", "system"):
         raise UserError(f"{prompt_file}: its placement {facts.placement!r} is not known; update softprompt")
-    return Encoder(
-        base.tokenizer,
-        template,
-        bos_id=bos_id,
-        end_ids=base.end_ids,
-        placement=facts.placement or "front",
-        shares_close=bool(facts.after_ids),
-    )
+    try:
+        encoder = Encoder(
+            base.tokenizer,
+            template,
+            bos_id=bos_id,
+            end_ids=base.end_ids,
+            placement=facts.placement or "front",
+            shares_close=bool(facts.after_ids),
+        )
+    except UserError as error:
+        raise UserError(f"{prompt_file}: {error}") from error
+    if [encoder.before_ids, encoder.after_ids] != [facts.before_ids, facts.after_ids]:
+        raise UserError(f"{prompt_file}: this base's tokenizer writes other ids around the prompt than in training")
+    return encoder
 
 
 def metadata_of(encoder: Encoder) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from softprompt.data.row import Message, Row
+from softprompt.data.row import Row
 from softprompt.errors import UserError
 from softprompt.tokens.special_text import SENTINEL, SpecialText
 from softprompt.tokens.template import Template
@@ -64,10 +64,11 @@ class ChatWriter:
         self.names: dict[str, Any] = dict(tokenizer.special_tokens_map)
         texts = {id: text for text, id in special.ids.items()}
         self.closers = [texts[id] for id in end_ids if id in texts]
-        self.eos = texts.get(end_ids[0], "") if end_ids else ""
-        closer = self._closer()
-        if closer and closer not in self.closers:
-            self.closers.insert(0, closer)
+        self.tail, self.closer = self._probe_end()
+        if self.closer and self.closer not in self.closers:
+            self.closers.insert(0, self.closer)
+        # what closes an answer behind which the template writes nothing
+        self.closing = self.closer or (texts.get(end_ids[0], "") if end_ids else "")
 
     @property
     def closing_ids(self) -> list[int]:
@@ -84,30 +85,27 @@ class ChatWriter:
         Raises:
             UserError: the template refuses the row.
         """
-        turns = self._turns(row)
         answer = self.special.hide({"role": "assistant", "content": row.output, **row.answer})
-        turns = [*turns, answer]
+        turns = [*self._turns(row), answer]
         text, marked = self._render_marked(turns, row)
-        places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-        places = places[-1:] if last_turn_only else places
+        earlier = [place for place, turn in enumerate(turns[:-1]) if turn["role"] == "assistant"]
         answers, lost = [], 0
-        for place in places:
+        for place in [] if last_turn_only else earlier:
             cue = self._render(turns[:place], row, cue=True)
-            last = place == len(turns) - 1
-            if text.startswith(cue):
-                start = next((max(begin, len(cue)) for begin, end in marked if end > len(cue)), len(cue))
-                end = self._end_of(text, start, turns[place])
-                answers.append((start, end))
-            elif last:
-                # the template writes a finished turn in another way than it asks for one, so the cue decides
-                text = cue + str(turns[place].get("content") or "") + self.eos
-                answers, lost = [(len(cue), len(text))], lost + len(answers)
-            else:
-                lost += 1
-        end = answers[-1][1]
-        if not text[:end].endswith(tuple(self.closers)):
-            text, answers[-1] = text[:end] + self.eos, (answers[-1][0], end + len(self.eos))
-        return Written(text[: answers[-1][1]], answers, lost)
+            answer = self._earlier_answer(text, cue, self._render(turns[: place + 1], row, cue=False))
+            lost += answer is None
+            answers += [answer] if answer else []
+        cue = self._render(turns[:-1], row, cue=True)
+        if not text.startswith(cue):
+            # the template writes a finished turn in another way than it asks for one, so the cue decides
+            text, marked = cue + self._said(turns, row, cue), []
+            answers, lost = [], lost + len(answers)
+        end = self._end_of(text, len(cue))
+        marks = [_marked_start(answer, marked) for answer in answers]
+        answers = [(begin, end) for begin, (_, end) in zip(marks, answers, strict=True) if begin is not None]
+        begin = _marked_start((len(cue), end), marked)
+        text = text[:end] if text[:end].endswith(tuple(self.closers)) else text[:end] + self.closing
+        return Written(text, [*answers, (len(cue) if begin is None else begin, len(text))], lost)
 
     def place_in_system_turn(self) -> tuple[str, str]:
         """Write system turns with the prompt in them from now on; returns the text before the prompt, and its close.
@@ -116,9 +114,13 @@ class ChatWriter:
             UserError: the template has no place for a system text.
         """
         self.in_system_turn = True
-        texts = [self.question(Row.asked(question, number=0)) for question in ("a", "b")]
+        refusal = "`placement` system: this chat template has no system turn{}; use `placement` front"
+        try:
+            texts = [self.question(Row.asked(question, number=0)) for question in ("a", "b")]
+        except UserError as error:
+            raise UserError(refusal.format(f" ({error})")) from error
         if any(text.count(SENTINEL) != 1 for text in texts):
-            raise UserError("`placement` system: this chat template has no system turn; use `placement` front")
+            raise UserError(refusal.format(""))
         before, _, behind = texts[0].partition(SENTINEL)
         same = os.path.commonprefix([behind, texts[1].partition(SENTINEL)[2]])
         return before, same[: self.special.last_special_end(same)]
@@ -135,28 +137,64 @@ class ChatWriter:
             turns[0] = {**turns[0], "content": SENTINEL + str(turns[0].get("content") or "")}
         return turns
 
-    def _end_of(self, text: str, start: int, turn: Message) -> int:
-        """Where an answer ends: behind the first token that closes a turn, or where its content ends without one."""
+    def _earlier_answer(self, text: str, cue: str, alone: str) -> tuple[int, int] | None:
+        """Where an answer stands that is not the last; None if the template writes it otherwise than as the last one.
+
+        Args:
+            text: the whole conversation.
+            cue: the turns in front of the answer, with the cue for it.
+            alone: the turns up to the answer.
+        """
+        end = self._end_of(alone, len(cue))
+        if not alone.startswith(cue) or not text.startswith(alone[:end]):
+            return None
+        if text.startswith(alone) and not alone[:end].endswith(tuple(self.closers)):
+            # the token that opens the next turn may be what closes this one
+            closer = next((each for each in self.closers if text.startswith(each, len(alone))), "")
+            end = len(alone) + len(closer) if closer else end
+        return len(cue), end
+
+    def _end_of(self, text: str, start: int) -> int:
+        """Where the answer ends that begins at `start` and is the last: behind the first token that closes a turn."""
         found = [(place, len(each)) for each in self.closers if (place := text.find(each, start)) >= 0]
         if found:
             place, length = min(found)
             return place + length
-        content = str(turn.get("content") or "").strip()
-        place = text.find(content, start)
-        return place + len(content) if content and place >= 0 else len(text)
+        return max(start, len(text) - len(self.tail)) if text.endswith(self.tail) else len(text)
 
-    def _closer(self) -> str:
-        """The special token that the template writes behind an answer; "" if it writes none."""
+    def _said(self, turns: list[dict[str, Any]], row: Row, cue: str) -> str:
+        """What the template writes for the last turn behind the header that it shares with the cue."""
+        last = {**turns[-1], "content": SENTINEL + str(turns[-1].get("content") or "")}
+        text = self._render([*turns[:-1], last], row, cue=False)
+        shared = self.special.before_token(text, len(os.path.commonprefix([cue, text])))
+        return text[shared:].replace(SENTINEL, "")
+
+    def _probe_end(self) -> tuple[str, str]:
+        """What the template writes behind the last answer, and the special token in it that closes the turn.
+
+        If it writes none there, the one that directly follows an answer which is not the last closes a turn; without
+        either it is "".
+        """
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": SENTINEL}]
-        _, _, behind = self._render(turns, Row(number=0), cue=False).partition(SENTINEL)
-        return self.special.first_special(behind)
+        _, _, tail = self._render(turns, Row(number=0), cue=False).partition(SENTINEL)
+        closer = self.special.first_special(tail)
+        if not closer:
+            try:
+                text = self._render([*turns, turns[0]], Row(number=0), cue=False)
+            except UserError:  # a template for one question only
+                return tail, ""
+            behind = text.partition(SENTINEL)[2].lstrip()
+            next_special = self.special.first_special(behind)
+            if behind.startswith(next_special) and next_special != self.tokenizer.bos_token:
+                closer = next_special
+        return tail, closer
 
     def _render_marked(self, turns: list[dict], row: Row) -> tuple[str, list[tuple[int, int]]]:
         """The rendered turns, and the stretches that the template marks as the assistant's, if it marks any."""
         if not MARKS.search(self.template.text):
             return self._render(turns, row, cue=False), []
         rendered, marked = self._call(turns, row, return_assistant_tokens_mask=True)
-        return rendered, [(start, end) for start, end in marked if start < end]  # marks around nothing are none
+        return rendered, [(begin, end) for begin, end in marked if begin < end]
 
     def _render(self, turns: list[dict], row: Row, *, cue: bool) -> str:
         return self._call(turns, row, add_generation_prompt=cue)[0]
@@ -174,9 +212,18 @@ class ChatWriter:
             )
             rendered, marked = found
         except Exception as error:  # a template is a program of someone else and may raise anything
-            reason = " ".join(str(error).split())[:LONGEST_REASON]
-            where = f"row {row.number}: " if row.number else ""
+            reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+            if not row.number:
+                raise UserError(f"the chat template cannot be rendered ({reason})") from error
             raise UserError(
-                f"{where}the chat template refuses it ({reason}); `template` tutorial takes any turns"
+                f"row {row.number}: the chat template refuses it ({reason}); `template` tutorial takes any turns"
             ) from error
         return rendered[0], marked[0] if marked else []
+
+
+def _marked_start(answer: tuple[int, int], marked: list[tuple[int, int]]) -> int | None:
+    """Where an answer begins by the template's marks, its own header aside; None if they leave it out."""
+    if not marked:
+        return answer[0]
+    cue, end = answer
+    return next((max(begin, cue) for begin, stop in marked if stop > cue and begin < end), None)

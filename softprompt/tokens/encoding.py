@@ -147,11 +147,14 @@ class Encoder:
         if rows[0].encoded is not None:
             return [_cut(*row.encoded, max_length, row.number) for row in rows if row.encoded is not None]
         if self._writer is not None and rows[0].text is None:
-            written = [self._writer.conversation(row, last_turn_only=self.last_turn_only) for row in rows]
+            # a row that is no use and will be left out need not suit the template
+            usable = [row for row in rows if row.has_question and row.has_answer]
+            written = [self._writer.conversation(row, last_turn_only=self.last_turn_only) for row in usable]
             self.lost_turns += sum(each.lost_turns for each in written)
             ids = self._chat_ids(part for each in written for part in each.parts)
-            pairs = zip(written, rows, strict=True)
-            return [_cut(*self._labelled(each, row, ids), max_length, row.number) for each, row in pairs]
+            pairs = zip(written, usable, strict=True)
+            encoded = {id(row): _cut(*self._labelled(each, row, ids), max_length, row.number) for each, row in pairs}
+            return [encoded.get(id(row), EncodedRow([], [], number=row.number)) for row in rows]
         pieces = [pieces_of(row, self.template, last_turn_only=self.last_turn_only) for row in rows]
         found = zip(self._tokenised(pieces), rows, strict=True)
         return [_cut(*self._joined(each), max_length, row.number) for each, row in found]
@@ -186,7 +189,7 @@ class Encoder:
         for text in texts:
             if text not in found:
                 before, _, behind = text.partition(SENTINEL)
-                found[text] = [*self._special.encode(before), *self._special.encode(behind, first=False)]
+                found[text] = [*self._special.encode(before), *self._special.encode(behind, behind=SENTINEL)]
         return {text: self._with_bos(ids) for text, ids in found.items()}
 
     def _with_bos(self, ids: list[int]) -> list[int]:
@@ -199,7 +202,7 @@ class Encoder:
         last, _ = written.answers[-1]
         asked = ids_of[written.text[:last]]
         if ids[: len(asked)] != asked:  # the tokenizer joins the answer's beginning to what stands in front of it
-            ids = [*asked, *self._special.encode(written.text[last:], first=False)]
+            ids = [*asked, *self._special.encode(written.text[last:], behind=written.text[:last])]
         labels = [IGNORE_INDEX] * len(ids)
         for start, end in written.answers:
             begin = _common(ids, ids_of[written.text[:start]])
@@ -234,7 +237,7 @@ class Encoder:
             raise UserError("`placement` system: needs a chat template; use `placement` front")
         self._before, close = self._writer.place_in_system_turn()
         self.before_ids = self._with_bos(self._special.encode(self._before))
-        self.after_ids = self._special.encode(close, first=False) if shares_close else []
+        self.after_ids = self._special.encode(close, behind=SENTINEL) if shares_close else []
 
 
 def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -25,15 +25,17 @@ try:
 except (ImportError, OSError, ValueError):
     given.pop("memory", None)
 try:
-    (text,), _ = render_jinja_template(conversations=[given.pop("turns")], **given)
-    print(json.dumps({"length": len(text)}))
+    asked, answered = given.pop("conversations")
+    (asked,), _ = render_jinja_template(conversations=[asked], add_generation_prompt=True, **given)
+    (answered,), _ = render_jinja_template(conversations=[answered], **given)
+    print(json.dumps({"length": max(len(asked), len(answered))}))
 except BaseException as error:
     print(json.dumps({"error": " ".join(f"{type(error).__name__}: {error}".split())[:160]}))
 """
 
 
 def require_harmless(text: str, names: Mapping[str, object], *, what: str) -> None:
-    """Render a template on one row in a child process.
+    """Render a template in a child process on one row, as a question and with its answer.
 
     Args:
         text: the Jinja text.
@@ -41,10 +43,11 @@ def require_harmless(text: str, names: Mapping[str, object], *, what: str) -> No
         what: how messages begin, such as the option that names the file.
 
     Raises:
-        UserError: it fails, takes longer than 5 s or writes more than a megabyte.
+        UserError: it fails, takes longer than `SECONDS` or writes more than a megabyte.
     """
-    turns = [{"role": "user", "content": "a"}]
-    given = {"turns": turns, "chat_template": text, "add_generation_prompt": True, "memory": LARGEST_MEMORY, **names}
+    asked = [{"role": "user", "content": "a"}]
+    answered = [*asked, {"role": "assistant", "content": "b"}]
+    given = {"conversations": [asked, answered], "chat_template": text, "memory": LARGEST_MEMORY, **names}
     # the package's own folder must not be first on the path, where a file of the user's could stand in for a library
     command = [sys.executable, "-P", "-c", PROGRAM]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}

@@ -16,7 +16,9 @@ NAMES = ("tutorial", "chat", "plain", "file", "text")  # that a prompt file may 
 ASKED_NAMES = ("auto", "tutorial", "chat", "plain")  # that the option may name, instead of a file
 OLD_NAMES = ("", "alpaca")  # of the tutorial's template, in prompt files of format version 1
 LARGEST_FILE = 1 << 20  # bytes of a template file
-DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+DATE_CALL = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])((?:(?!\1).)*)\1\s*\)""")
+OTHER_DATE_CALL = re.compile(r"strftime_now\s*\(")  # its format is not written out there
+DIRECTIVES = tuple(f"%{letter}" for letter in "AaBbdmYyjFDxHMSIpcX")
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,19 @@ def choose_template(
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template that a tokenizer has, or the default of several; "" if it has none."""
+    """The chat template that a tokenizer has; "" if it has none.
+
+    Of several it is the default, and for rows with tools the one named `tool_use`, as in transformers.
+    """
     own = tokenizer.chat_template
-    if isinstance(own, dict):
-        own = own.get("default")
-    return own if isinstance(own, str) else ""
+    if not isinstance(own, dict):
+        return own or ""
+    default, with_tools = own.get("default", ""), own.get("tool_use")
+    if not default or not with_tools:
+        return default
+    # jinja drops the line break behind a block, the last one of a file, and blanks in front of a block without a plus
+    with_tools, default = with_tools.removesuffix("\n"), default.removesuffix("\n")
+    return f"{{% if tools %}}\n{with_tools}{{%+ else %}}\n{default}{{%+ endif %}}"
 
 
 def with_date(text: str, date: str | None) -> tuple[str, str]:
@@ -85,17 +95,24 @@ def with_date(text: str, date: str | None) -> tuple[str, str]:
 
     A template that knew each day's date would write the same row differently tomorrow.
     """
-    if not DATE_CALL.search(text):
+    if not OTHER_DATE_CALL.search(text):
         return text, ""
     day = datetime.date.fromisoformat(date) if date else datetime.date.today()
-    return DATE_CALL.sub(lambda call: repr(day.strftime(call[2])), text), day.isoformat()
+    text = DATE_CALL.sub(lambda call: repr(day.strftime(call[2])), text)
+    if OTHER_DATE_CALL.search(text):
+        # a macro of that name stands in for the function; jinja drops the line break behind it
+        written = {"%-d": str(day.day), "%-m": str(day.month)} | {each: day.strftime(each) for each in DIRECTIVES}
+        parts = "".join(f".replace({directive!r}, {value!r})" for directive, value in written.items())
+        text = f"{{% macro strftime_now(format) %}}{{{{ format{parts} }}}}{{% endmacro %}}\n{text}"
+    return text, day.isoformat()
 
 
 def template_of(name: str, *, text: str = "", date: str = "", system: str = "", prompt_file: str) -> Template:
     """The template that a prompt file states; a name of version 1 is the tutorial's.
 
     Raises:
-        UserError: this version has no template of that name and would write questions in another form than training.
+        UserError: this version has no template of that name and would write questions in another form than training,
+            or the date is none.
     """
     if name in OLD_NAMES:
         name = TUTORIAL.name
@@ -112,15 +129,18 @@ def _read(name: str) -> str:
     """Read a template file.
 
     Raises:
-        UserError: there is no such file, or it is too large or no UTF-8 text.
+        UserError: there is no such file, or it is empty, too large or no UTF-8 text.
     """
-    path = Path(name).expanduser()
     try:
+        path = Path(name).expanduser()
         if not path.is_file():
             known = "auto, tutorial, chat and plain"
             raise UserError(f"`template` {name}: no such file; the names of templates are {known}")
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"`template` {name}: is larger than {LARGEST_FILE >> 20} MB, so it is no template")
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # a RuntimeError: the home of ~someone is not known
         raise UserError(f"`template` {name}: cannot be read as UTF-8 text ({error})") from error
+    if not text.strip():
+        raise UserError(f"`template` {name}: is empty; give a Jinja file")
+    return text

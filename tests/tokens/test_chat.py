@@ -120,7 +120,9 @@ def test_ids_are_those_of_apply_chat_template_and_answers_are_learnt(tokenizer, 
     assert row.input_ids[-len(last) :] == last and row.labels[len(question)] != IGNORE_INDEX
     assert last[-1] in encoder.end_ids and not set(last[:-1]) & set(encoder.end_ids)
     assert tokenizer.decode(last[:-1], skip_special_tokens=True).strip().endswith("Rest, then.")
-    if closed:
+    if name == "an empty thought in the last turn":  # the earlier turn is written otherwise than as the last
+        assert len(learnt(row)) == encoder.lost_turns == 1
+    elif closed:
         first, _ = learnt(row)
         assert tokenizer.decode(first[:-1]).strip() == "Ho" and first[-1] in encoder.end_ids
 
@@ -138,7 +140,7 @@ def test_a_cue_that_finished_turns_do_not_have(tokenizer):
     row, (question,) = encode_row(TALK, encoder, max_length=999), encoder.questions([TALK])
     assert row.input_ids[: len(question)] == question and encoder.lost_turns == 1
     (last,) = learnt(row)
-    assert last == row.input_ids[len(question) :] and last[-1] == tokenizer.eos_token_id
+    assert last == row.input_ids[len(question) :] and last[-1] == tokenizer.convert_tokens_to_ids("<|out|>")
 
 
 def test_a_template_that_refuses_a_row_is_one_line_with_its_number(tokenizer):

@@ -24,7 +24,7 @@ def test_auto_takes_the_tokenizers_own_where_it_has_one(chat_tokenizer):
     assert choose_template("auto", chat_tokenizer, system="Be.") == Template("chat", TURNS, system="Be.")
     assert choose_template("tutorial", chat_tokenizer) == TUTORIAL
     assert choose_template("plain", chat_tokenizer) == Template("plain")
-    chat_tokenizer.chat_template = {"default": "d", "tool_use": "t"}
+    chat_tokenizer.chat_template = {"default": "d", "rag": "r"}
     assert choose_template("auto", chat_tokenizer).text == "d"
     with pytest.raises(UserError, match="`template` chat: this tokenizer has no chat template"):
         choose_template("chat", make_tokenizer())
