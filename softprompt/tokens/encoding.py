@@ -133,7 +133,7 @@ class Encoder:
     def question_text(self, row: Row) -> str:
         """The text in front of the answer, to show it."""
         if self._writer is not None:
-            return self._special.restore(self._writer.question(row)).replace(SENTINEL, "[...]")
+            return self._special.restore(self._writer.question(row).replace(SENTINEL, "[...]"))
         return "".join(piece.text for piece in question_pieces(row, self.template))
 
     def encode(self, rows: Sequence[Row], *, max_length: int) -> list[EncodedRow]:

@@ -17,7 +17,8 @@ ASKED_NAMES = ("auto", "tutorial", "chat", "plain")  # that the option may name,
 OLD_NAMES = ("", "alpaca")  # of the tutorial's template, in prompt files of format version 1
 LARGEST_FILE = 1 << 20  # bytes of a template file
 DATE_CALL = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(["'])((?:(?!\1).)*)\1\s*\)""")
-OTHER_DATE_CALL = re.compile(r"strftime_now\s*\(")  # its format is not written out there
+# a call whose format is not written out there, or another name for the function
+OTHER_DATE_USE = re.compile(r"\bstrftime_now\b(?!\s+is\s+(not\s+)?defined)")
 DIRECTIVES = tuple(f"%{letter}" for letter in "AaBbdmYyjFDxHMSIpcX")
 
 
@@ -95,11 +96,11 @@ def with_date(text: str, date: str | None) -> tuple[str, str]:
 
     A template that knew each day's date would write the same row differently tomorrow.
     """
-    if not OTHER_DATE_CALL.search(text):
+    if not OTHER_DATE_USE.search(text):
         return text, ""
     day = datetime.date.fromisoformat(date) if date else datetime.date.today()
     text = DATE_CALL.sub(lambda call: repr(day.strftime(call[2])), text)
-    if OTHER_DATE_CALL.search(text):
+    if OTHER_DATE_USE.search(text):
         # a macro of that name stands in for the function; jinja drops the line break behind it
         written = {"%-d": str(day.day), "%-m": str(day.month)} | {each: day.strftime(each) for each in DIRECTIVES}
         parts = "".join(f".replace({directive!r}, {value!r})" for directive, value in written.items())
