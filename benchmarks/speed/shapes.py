@@ -89,7 +89,7 @@ def make_tokenizer(rows: Iterable[Row], vocabulary: int) -> PreTrainedTokenizerF
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    texts = [piece.text for row in rows for piece in pieces_of(row, TUTORIAL, last_turn_only=False)]
+    texts = [piece.text for row in rows for piece in pieces_of(row, TUTORIAL)]
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **SPECIAL_TOKENS)
 

@@ -155,7 +155,7 @@ class Encoder:
             pairs = zip(written, usable, strict=True)
             encoded = {id(row): _cut(*self._labelled(each, row, ids), max_length, row.number) for each, row in pairs}
             return [encoded.get(id(row), EncodedRow([], [], number=row.number)) for row in rows]
-        pieces = [pieces_of(row, self.template, last_turn_only=self.last_turn_only) for row in rows]
+        pieces = [pieces_of(row, self.template) for row in rows]
         found = zip(self._tokenised(pieces), rows, strict=True)
         return [_cut(*self._joined(each), max_length, row.number) for each, row in found]
 
@@ -164,14 +164,18 @@ class Encoder:
         texts = [piece.text for row in rows for piece in row]
         settings = {"add_special_tokens": False, "split_special_tokens": True}
         ids = iter(self.tokenizer(texts, **settings)["input_ids"] if texts else [])
-        return [[(next(ids), piece.learnt) for piece in row] for row in rows]
+        return [[(next(ids), piece.is_answer) for piece in row] for row in rows]
 
     def _joined(self, pieces: list[tuple[list[int], bool]]) -> tuple[list[int], list[int]]:
-        """The ids and labels of a row's pieces, with bos in front and an eos behind every answer."""
+        """The ids and labels of a row's pieces, with bos in front and an eos behind every answer.
+
+        Which answers are learnt decides the labels alone, and never what is written.
+        """
         input_ids = [] if self.bos_id is None else [self.bos_id]
         labels = [IGNORE_INDEX] * len(input_ids)
-        for ids, learnt in pieces:
-            ids = [*ids, self.tokenizer.eos_token_id] if learnt else ids
+        for place, (ids, is_answer) in enumerate(pieces):
+            ids = [*ids, self.tokenizer.eos_token_id] if is_answer else ids
+            learnt = is_answer and (not self.last_turn_only or place == len(pieces) - 1)
             input_ids += ids
             labels += ids if learnt else [IGNORE_INDEX] * len(ids)
         return input_ids, labels

@@ -11,33 +11,28 @@ SPEAKERS = {"tool": "Tool: "}  # what the tutorial's template puts in front of a
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text that is tokenised apart; `learnt` if it is an answer, behind which an eos follows."""
+    """A stretch of text that is tokenised apart; an eos follows behind one that is an answer."""
 
     text: str
-    learnt: bool = False
+    is_answer: bool = False
 
 
-def pieces_of(row: Row, template: Template, *, last_turn_only: bool) -> list[Piece]:
-    """The pieces of a row; what is not learnt stands in front of an answer.
-
-    Args:
-        last_turn_only: learn the last answer alone, and not those in the turns before it.
-    """
+def pieces_of(row: Row, template: Template) -> list[Piece]:
+    """The pieces of a row, the last of which is its answer."""
     if row.text is not None:
-        return [Piece(row.text, learnt=True)]
-    before = question_pieces(row, template, last_turn_only=last_turn_only)
-    return [*before, Piece(spoken({"content": row.output, **row.answer}), learnt=True)]
+        return [Piece(row.text, is_answer=True)]
+    return [*question_pieces(row, template), Piece(spoken({"content": row.output, **row.answer}), is_answer=True)]
 
 
-def question_pieces(row: Row, template: Template, *, last_turn_only: bool = False) -> list[Piece]:
-    """The pieces in front of the row's answer, the last of which is not learnt."""
+def question_pieces(row: Row, template: Template) -> list[Piece]:
+    """The pieces in front of the row's answer, the last of which is no answer."""
     pieces: list[Piece] = []
     waiting = _opening(row, template)
     for message in row.messages:
         if message["role"] == "system":
             continue
         if message["role"] == "assistant":
-            pieces += [Piece(waiting + _cue(template)), Piece(spoken(message), learnt=not last_turn_only)]
+            pieces += [Piece(waiting + _cue(template)), Piece(spoken(message), is_answer=True)]
             waiting = ""
         else:
             waiting += _asked(message, template)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from softprompt.data.row import Row
 from softprompt.errors import UserError
 from softprompt.tokens.encoding import EncodedRow, Encoder, encode_row, encode_rows, encode_text, require_eos
-from softprompt.tokens.template import TUTORIAL, template_of
+from softprompt.tokens.template import TUTORIAL, Template, template_of
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 ALPHABET = list("abcXYZ 0123.,!?\n\t") + ["…", "。", "，", "你", "好", "考", "试", "é", "🙂", "  ", "the ", "Human: "]
@@ -193,3 +193,17 @@ def test_tokenizer_without_an_end_is_refused(tokenizer):
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(UserError, match="`model` somewhere.*no eos token"):
         require_eos(endless, "somewhere")
+
+
+@pytest.mark.parametrize("name", ["tutorial", "plain"])
+def test_which_turns_are_learnt_changes_labels_and_never_ids(tokenizer, name):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    talk = Row(tuple(turns), "d")
+    whole, last = (Encoder(tokenizer, Template(name), last_turn_only=only) for only in (False, True))
+    (question,) = last.questions([talk])
+    everything, alone = (encode_row(talk, encoder, max_length=256) for encoder in (whole, last))
+    assert everything.input_ids == alone.input_ids and alone.input_ids[: len(question)] == question
+    assert question.count(tokenizer.eos_token_id) == 1  # behind the first answer
+    end = [*encode_text("d", tokenizer), tokenizer.eos_token_id]
+    assert alone.supervised_ids == end == alone.input_ids[len(question) :]
+    assert everything.supervised_ids == [*encode_text("b", tokenizer), tokenizer.eos_token_id, *end]
