@@ -10,7 +10,7 @@ from softprompt.data.row import Row
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import row_scores
 from softprompt.errors import UserError
-from softprompt.tokens.encoding import EncodedRow, Encoder, encode_row
+from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow, Encoder, encode_row
 
 
 def actual_choices(rows: Sequence[Row], choices: Sequence[str], *, name: str) -> list[str]:
@@ -32,11 +32,18 @@ def actual_choices(rows: Sequence[Row], choices: Sequence[str], *, name: str) ->
 
 
 def encode_choices(rows: Sequence[Row], choices: Sequence[str], encoder: Encoder) -> list[list[EncodedRow]]:
-    """Encode every row with each label as its response, and cut none of them: `[row][label]`."""
-    return [
-        [encode_row(dataclasses.replace(row, output=label), encoder, max_length=sys.maxsize) for label in choices]
-        for row in rows
-    ]
+    """Encode every row with each label as its response, and cut none of them: `[row][label]`.
+
+    The label alone and what ends it are supervised, also where a conversation has earlier answers.
+    """
+    candidates = []
+    for row, question in zip(rows, encoder.questions(rows), strict=True):
+        labelled = [
+            encode_row(dataclasses.replace(row, output=label), encoder, max_length=sys.maxsize) for label in choices
+        ]
+        ignored = [IGNORE_INDEX] * len(question)
+        candidates.append([EncodedRow(each.input_ids, ignored + each.labels[len(question) :]) for each in labelled])
+    return candidates
 
 
 def choice_log_probabilities(

@@ -187,7 +187,13 @@ def _text_side(text: str, alone: Encoder, base: Base) -> tuple[Side, str]:
     """The side of a written text: the system text of a chat template, or else in front; and how it is used."""
     if alone.template.is_chat:
         written = dataclasses.replace(alone.template, system=text)
-        encoder = Encoder(base.tokenizer, written, bos_id=alone.bos_id, end_ids=base.end_ids)
+        encoder = Encoder(
+            base.tokenizer,
+            written,
+            bos_id=alone.bos_id,
+            end_ids=base.end_ids,
+            last_turn_only=alone.last_turn_only,
+        )
         try:
             shown = encoder.question_text(Row.asked("a"))
         except UserError:  # this template has no place for a system text

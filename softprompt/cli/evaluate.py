@@ -87,7 +87,7 @@ class Chosen:
     """The rows to score, their name in messages, notes on them, and their labels if they are of a classification.
 
     Attributes:
-        splits: all rows of their run, and what follows are its options, if they are rows of the prompt's run.
+        splits: all rows of their run, and `max_length` its length, if they are rows of the prompt's run.
     """
 
     rows: "list[Row]"
@@ -96,7 +96,6 @@ class Chosen:
     choices: tuple[str, ...] = ()
     splits: "Splits | None" = None
     max_length: int = 0
-    last_turn_only: bool = False
 
 
 def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
@@ -134,15 +133,7 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
         what = "held-out" if config.held_out else "test or held-out"
         raise UserError(f"`data`: name the rows to score; {first} has no {what} rows of its own")
     name = f"{run.options['data']} ({'held out' if held_out else 'test'}, as {folder} has it)"
-    return Chosen(
-        rows,
-        name,
-        splits.notes,
-        splits.choices,
-        splits,
-        run.options["max_length"],
-        run.options["last_turn_only"],
-    )
+    return Chosen(rows, name, splits.notes, splits.choices, splits, run.options["max_length"])
 
 
 def take_choices(config: EvaluateConfig, chosen: Chosen) -> None:
@@ -169,7 +160,6 @@ def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, pro
     if chosen.splits is None or file.facts.tokenizer_sha256 != tokenizer_sha256(base.tokenizer):
         return
     encoder = encoder_of(file.facts, base, prompt_file=prompt_file)
-    encoder.last_turn_only = chosen.last_turn_only
     rows = encode_splits(chosen.splits, encoder, max_length=chosen.max_length)
     splits = {"train_rows": rows.train_rows, "eval_rows": rows.eval_rows, "test_rows": rows.test_rows}
     now = Recipe({}, {name: rows_sha256(each) for name, each in splits.items()})

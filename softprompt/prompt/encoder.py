@@ -76,12 +76,15 @@ def encoder_of(facts: PromptMetadata, base: Base, *, prompt_file: str) -> Encode
         raise UserError(f"{prompt_file}: its texts begin with {facts.bos_token!r}, which this base's tokenizer lacks")
     if facts.placement not in ("", "front", "system"):
         raise UserError(f"{prompt_file}: its placement {facts.placement!r} is not known; update softprompt")
+    if facts.learnt_turns not in ("", "all", "last"):
+        raise UserError(f"{prompt_file}: its learnt turns {facts.learnt_turns!r} are not known; update softprompt")
     try:
         encoder = Encoder(
             base.tokenizer,
             template,
             bos_id=bos_id,
             end_ids=base.end_ids,
+            last_turn_only=facts.learnt_turns == "last",
             placement=facts.placement or "front",
             shares_close=bool(facts.after_ids),
         )
@@ -102,6 +105,7 @@ def metadata_of(encoder: Encoder) -> dict[str, Any]:
         "template_text": template.text,
         "template_date": template.date,
         "system": template.system,
+        "learnt_turns": "last" if encoder.last_turn_only else "all",
         "placement": encoder.placement,
         "before_ids": encoder.before_ids,
         "after_ids": encoder.after_ids,

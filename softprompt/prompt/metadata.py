@@ -37,6 +37,7 @@ class PromptMetadata:
         template_text: the Jinja text of the template, unless its name says all.
         template_date: the day, as YYYY-MM-DD, that a template which asks for the date was given.
         system: the system text of rows that have none.
+        learnt_turns: which answers of a conversation were learnt: `all`, or the `last` alone.
         placement: where the prompt stands: `front` of everything, or within the `system` turn.
         before_ids: the token ids in front of the prompt, which all rows share.
         after_ids: the token ids that follow the prompt in all rows.
@@ -61,6 +62,7 @@ class PromptMetadata:
     template_text: str = ""
     template_date: str = ""
     system: str = ""
+    learnt_turns: str = ""
     placement: str = ""
     before_ids: list[int] = field(default_factory=list)
     after_ids: list[int] = field(default_factory=list)

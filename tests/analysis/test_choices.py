@@ -11,7 +11,7 @@ from helpers.scoring import PAD, logits_of, prompt_of, with_prompt
 from softprompt.analysis.choices import actual_choices, best_choices, choice_log_probabilities, encode_choices
 from softprompt.data.row import Row
 from softprompt.errors import UserError
-from softprompt.tokens.encoding import Encoder, encode_text
+from softprompt.tokens.encoding import Encoder, encode_row, encode_text
 
 CHOICES = ("red", "reddish", "a much longer label", "é")  # one begins another
 
@@ -92,3 +92,13 @@ def test_an_output_that_is_no_choice_is_named_with_its_row():
         message = str(caught.value)
         assert message.startswith("rows.csv (test), row 2: its output ") and shown in message
         assert "red, reddish" in message and len(message) < 200
+
+
+def test_only_the_label_counts_behind_earlier_answers(tokenizer):
+    """A conversation's earlier answers are learnt in training and say nothing about a label."""
+    turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})
+    encoder = Encoder(tokenizer)
+    (found,) = encode_choices([Row(turns, "red")], CHOICES, encoder)
+    for label, candidate in zip(CHOICES, found, strict=True):
+        assert candidate.supervised_ids == [*encode_text(label, tokenizer), tokenizer.eos_token_id]
+    assert encode_row(Row(turns, "red"), encoder, max_length=99).num_supervised > found[0].num_supervised

@@ -108,3 +108,22 @@ def test_it_trains_answers_and_evaluates(capfd, model, tmp_path, monkeypatch, ki
     scored = run_command(capfd, "evaluate", "prompt.safetensors", "--eval-generate", 2, "--max-new-tokens", 3)
     assert scored.status == 0, scored.err
     assert ("choice accuracy %" in scored.out) == (kind == "reviews with labels")
+
+
+def test_a_run_that_learnt_last_turns_is_scored_on_last_turns(capfd, model, tmp_path, monkeypatch):
+    """Its own rows are found again, and the labels counted are those of the training."""
+    monkeypatch.chdir(tmp_path)
+    data = write_lines(tmp_path, openai)
+    steps = ("--max-steps", 2, "--virtual-tokens", 3, "--eval-fraction", 0.25)
+    counts = {}
+    for name, flag in (("all", ()), ("last", ("--last-turn-only",))):
+        file = f"{name}.safetensors"
+        words = ("--model", model, "--data", data, *steps, "--prompt-file", file, *flag)
+        trained = run_command(capfd, "train", *words)
+        assert trained.status == 0, trained.err
+        scored = run_command(capfd, "evaluate", file, "--eval-generate", 0, "--output-file", f"{name}.json")
+        assert scored.status == 0, scored.err
+        rows = json.loads((tmp_path / f"{name}.json").read_text("utf-8"))["rows"]
+        counts[name] = sum(row["num_supervised"] for row in rows)
+        assert f"held out: 3 rows, {counts[name]} supervised tokens" in trained.out
+    assert 0 < counts["last"] < counts["all"]

@@ -16,6 +16,8 @@ from softprompt.prompt.metadata import PromptMetadata
 TURNS = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
 TURNS += "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 DATED = "{{ strftime_now('%j of %Y') }} " + TURNS
+ANSWER = {"role": "assistant", "content": "an answer of some length"}
+TALK = Row(({"role": "user", "content": "a"}, ANSWER, {"role": "user", "content": "b"}), "c")
 ASKED = [Row.asked(**row, number=place) for place, row in enumerate(ROWS, start=1)]
 
 
@@ -36,16 +38,19 @@ def again(encoder, base):
     [{}, {"system": "Be brief."}, {"template": "plain"}, {"template": "tutorial"}, {"placement": "system"}],
     ids=str,
 )
-def test_a_round_trip_gives_the_same_ids(base, own, settings):
+@pytest.mark.parametrize("last_turn_only", [False, True])
+def test_a_round_trip_gives_the_same_ids(base, own, settings, last_turn_only):
     base.tokenizer.chat_template = own or None
     if settings.get("placement") and not own:
         with pytest.raises(UserError, match="`placement` system"):
             encoder_for(base, ASKED, **settings)
         return
-    encoder = encoder_for(base, ASKED, date="2026-03-04", **settings)
+    encoder = encoder_for(base, ASKED, date="2026-03-04", last_turn_only=last_turn_only, **settings)
     found = again(encoder, base)
     assert found.encode(ASKED, max_length=80) == encoder.encode(ASKED, max_length=80)
     assert found.questions(ASKED) == encoder.questions(ASKED)
+    (talk,), (same,) = (each.encode([TALK], max_length=999) for each in (encoder, found))
+    assert talk == same and (len(talk.supervised_ids) > 20) != last_turn_only
     assert (found.before_ids, found.after_ids) == (encoder.before_ids, encoder.after_ids)
     assert (found.end_ids, found.bos_id, found.template) == (encoder.end_ids, encoder.bos_id, encoder.template)
     if own == DATED and not settings.get("template"):
@@ -88,6 +93,7 @@ def test_texts_and_ids_need_no_template(base):
         ({"template": "chat"}, "which is not known"),
         ({"placement": "behind"}, "placement 'behind' is not known"),
         ({"placement": "system"}, "`placement` system"),
+        ({"learnt_turns": "first"}, "learnt turns 'first' are not known"),
         ({"bos_token": "<nowhere>"}, "begin with '<nowhere>'"),
         ({"template": "chat", "template_text": TURNS, "template_date": "soon"}, "date"),
     ],

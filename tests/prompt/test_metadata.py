@@ -29,6 +29,7 @@ FULL = PromptMetadata(
     template_text="{{ messages }}",
     template_date="2026-01-02",
     system="Be brief.",
+    learnt_turns="last",
     placement="system",
     before_ids=[1, 2],
     after_ids=[3],
