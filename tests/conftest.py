@@ -45,3 +45,12 @@ def rows_file(tmp_path) -> Path:
 def private_cache(tmp_path, monkeypatch) -> None:
     """Fingerprints are cached in the test's own folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch) -> Path:
+    """An empty folder that the commands run in."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

@@ -25,15 +25,6 @@ from softprompt.training.run_folder import check_outputs
 GOOD = {"instruction": "Say it", "input": "", "output": "it"}
 
 
-@pytest.fixture
-def work(tmp_path, monkeypatch):
-    """The folder that the commands run in."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def small_gpt2(tmp_path_factory):
     """A saved random GPT-2 with a context of 64."""

@@ -47,14 +47,6 @@ def base(model_folder):
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    """The folder that the commands run in."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
-
-
-@pytest.fixture
 def prompt(work, base):
     """An untrained prompt of four tokens, started from text, with the metrics of a run."""
     config = TrainConfig(init_text="ab c\n", virtual_tokens=4)

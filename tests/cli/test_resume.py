@@ -21,14 +21,7 @@ from safetensors.torch import load_file, save_file
 from softprompt import load_prompt
 from softprompt.training.trainer import Trainer
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    """The folder that the commands run in."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("work")
 
 
 @pytest.fixture

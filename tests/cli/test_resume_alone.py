@@ -48,13 +48,7 @@ OPTIONS = {
 SWITCHES = ("--gradient-checkpointing", "--save-last", "--last-turn-only")
 
 
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    """The folder that the commands run in."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("work")
 
 
 @pytest.fixture

@@ -21,14 +21,7 @@ from softprompt.system.locks import hold_lock
 from softprompt.training import trainer as trainer_module
 from softprompt.training.run_log import RunLog
 
-
-@pytest.fixture(autouse=True)
-def work(tmp_path, monkeypatch):
-    """The folder that the commands run in."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("work")
 
 
 @pytest.fixture
