@@ -26,9 +26,9 @@ from softprompt.config.commands import DEFAULT_PROMPT_FILE, Hardware, Sampling, 
 from softprompt.config.options import require_types
 from softprompt.data.reading import Data
 from softprompt.data.row import Row
-from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Diverged, Interrupted, UserError
+from softprompt.packs.batches import plan_batches
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.encoder import encoder_of
 from softprompt.prompt.file import PromptFile, load_prompt, prompt_bytes

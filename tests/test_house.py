@@ -21,7 +21,9 @@ GROUPS = [
     ["tokens"],
     ["base"],
     ["prompt"],
+    ["packs"],
     ["engine"],
+    ["optim"],
     ["training", "answering"],
     ["analysis"],
     ["api"],
@@ -95,7 +97,7 @@ def edges(*, top_only=False):
 def test_the_rooms_are_those_of_the_plan():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
-    assert folders | files == set(RANKS) and len(folders) == 11
+    assert folders | files == set(RANKS) and len(folders) == 13
 
 
 def test_rooms_import_from_earlier_groups_only():
@@ -192,7 +194,7 @@ def test_only_commands_print():
 
 def test_the_init_of_a_room_holds_a_docstring_and_no_code():
     files = sorted(PACKAGE.glob("*/**/__init__.py"))
-    assert len(files) == 11
+    assert len(files) == 13
     for path in files:
         (statement,) = tree_of(path).body
         assert isinstance(statement, ast.Expr) and isinstance(statement.value.value, str), path
@@ -203,7 +205,7 @@ def test_no_folder_has_more_modules_than_the_eye_takes_in():
     folders = {}
     for path in MODULES:
         folders.setdefault(path.parent, []).append(path.name)
-    assert len(folders) == 12
+    assert len(folders) == 14
     assert {folder.name: names for folder, names in folders.items() if len(names) > FEW} == {}
 
 
@@ -222,10 +224,16 @@ def test_functions_fit_on_a_screen():
     assert [name for name, count in lines if count >= 60] == []
 
 
-def test_the_engine_rests_on_errors_tokens_and_prompt():
+def test_the_engine_rests_on_errors_tokens_prompt_and_packs():
     """Of the base it takes one function on any embedding, and nothing that loads or names one."""
     names = {name for module, name in edges() if room_of(module) == "engine"} - {"base.vocabulary"}
-    assert {"errors", "tokens"} <= {room_of(name) for name in names} <= {"errors", "tokens", "prompt", "engine"}
+    rooms = {room_of(name) for name in names}
+    assert {"errors", "tokens", "packs"} <= rooms <= {"errors", "tokens", "prompt", "packs", "engine"}
+
+
+def test_packs_rest_on_errors_and_tokens():
+    rooms = {room_of(name) for module, name in edges() if room_of(module) == "packs"}
+    assert rooms == {"errors", "tokens", "packs"}
 
 
 @pytest.mark.parametrize(("room", "other"), [("training", "answering"), ("answering", "training")])

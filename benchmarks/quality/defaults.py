@@ -25,9 +25,9 @@ from softprompt import SoftPromptModel
 from softprompt.base.loading import Base, load_base
 from softprompt.config.commands import DEFAULT_MODEL, TrainConfig
 from softprompt.engine.passes import pass_losses, row_scores, total_score
+from softprompt.optim.schedule import rate_factor, rows_of_step
 from softprompt.prompt.start import initial_prompt
 from softprompt.tokens.encoding import Encoder, encode_rows
-from softprompt.training.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8
 EVALUATIONS = 10

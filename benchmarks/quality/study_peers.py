@@ -26,11 +26,11 @@ from transformers import PreTrainedModel
 
 from softprompt.base.loading import Base
 from softprompt.config.commands import DEFAULT_INIT_TEXT
-from softprompt.engine.batches import pad_rows
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.engine.model import SoftPromptModel
+from softprompt.optim.schedule import rate_factor, rows_of_step
+from softprompt.packs.batches import pad_rows
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
-from softprompt.training.schedule import rate_factor, rows_of_step
 
 ROWS_PER_STEP = 8
 VIRTUAL_TOKENS = 12

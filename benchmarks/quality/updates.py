@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from variants import Variant
 
+from softprompt.optim.soap import SphericalSOAP, window
 from softprompt.prompt.embedding import rms
-from softprompt.training.soap import SphericalSOAP, window
 
 ROUNDING = 1e-6
 
@@ -80,7 +80,7 @@ class Muon(Update):
 
 
 class Soap(Update):
-    """`softprompt/training/soap.py`, which is the default."""
+    """`softprompt/optim/soap.py`, which is the default."""
 
     def __init__(self, weight: nn.Parameter, variant: Variant) -> None:
         super().__init__(weight, variant)

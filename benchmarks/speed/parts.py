@@ -25,8 +25,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softprompt.engine import bloom, forward
-from softprompt.engine.batches import Pack, cut_passes, pack_rows
 from softprompt.engine.front import Front
+from softprompt.packs.batches import Pack, cut_passes, pack_rows
 from softprompt.system.process import silence_libraries
 from softprompt.training import soap
 

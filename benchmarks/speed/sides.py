@@ -13,8 +13,8 @@ from home import ROOT
 from rows import MAX_LENGTH, write_rows
 
 from softprompt.data.row import Row
+from softprompt.optim.schedule import rows_of_step
 from softprompt.tokens.encoding import EncodedRow
-from softprompt.training.schedule import rows_of_step
 
 SCRIPTS = ROOT / "benchmarks" / "speed"
 SEED = 42  # train.py's default

@@ -10,11 +10,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, DEFAULT_NEW_TOKENS, Sampling
 from softprompt.data.row import Row
-from softprompt.engine.batches import plan_batches
 from softprompt.engine.decoding import require_finite
-from softprompt.engine.families import can_pack
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
+from softprompt.packs.batches import plan_batches
+from softprompt.packs.families import can_pack
 from softprompt.prompt.fit import context_limit
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow, Encoder, decode_text
 

@@ -18,9 +18,9 @@ from softprompt.answering.output import AnswerFile, answers_path, partial_path, 
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
 from softprompt.data.row import Row
-from softprompt.engine.batches import plan_batches
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, NotFiniteLogits, UserError
+from softprompt.packs.batches import plan_batches
 from softprompt.prompt.file import PromptFile
 from softprompt.prompt.fit import context_limit, require_room
 from softprompt.system.files import FileId

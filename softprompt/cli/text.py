@@ -12,10 +12,10 @@ from softprompt.cli.program import typed
 from softprompt.config.commands import TrainConfig
 from softprompt.config.options import flag, flags_in
 from softprompt.data.splits import numbers_shown
-from softprompt.engine.families import can_pack
 from softprompt.engine.forward import attention_note
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score
+from softprompt.packs.families import can_pack
 from softprompt.system.foreign import visible
 from softprompt.tokens.encoded_splits import KEPT_WHOLE, EncodedSplit, EncodedSplits
 from softprompt.tokens.encoding import EncodedRow, Encoder, decode_text

@@ -1,1 +1,1 @@
-"""How rows run through the base behind a front: batches, attention, losses and decoding."""
+"""How rows run through the base behind a front: the front, losses and decoding."""

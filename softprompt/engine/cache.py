@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softprompt.engine.attention import Rules
+from softprompt.packs.attention import Rules
 
 PAD = 1 << 30  # the position of a pad: it comes after every real token, so causality hides the pad from them all
 

@@ -23,12 +23,12 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from softprompt.engine import bloom
-from softprompt.engine.attention import Rules
 from softprompt.engine.cache import Cache, slot_positions
-from softprompt.engine.cpu_kernels import ThinLinear
-from softprompt.engine.families import can_pack, own_attention
 from softprompt.errors import NotFiniteLogits, UserError
+from softprompt.packs import bloom
+from softprompt.packs.attention import Rules
+from softprompt.packs.cpu_kernels import ThinLinear
+from softprompt.packs.families import can_pack, own_attention
 
 # the settings that `decode` obeys, by itself or through the processors and criteria that it gets
 IMPLEMENTED = {

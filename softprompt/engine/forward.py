@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from softprompt.engine import bloom, flex_attention
-from softprompt.engine.attention import Layout, Rules, attend
-from softprompt.engine.batches import Pack
-from softprompt.engine.families import own_attention, recomputed_layers
 from softprompt.engine.front import Front
 from softprompt.engine.loss import Head, head_cross_entropy, head_scores
+from softprompt.packs import bloom, flex_attention
+from softprompt.packs.attention import Layout, Rules, attend
+from softprompt.packs.batches import Pack
+from softprompt.packs.families import own_attention, recomputed_layers
 
 
 def attention_note(base_model: PreTrainedModel) -> str | None:

@@ -17,10 +17,10 @@ from transformers.modeling_outputs import CausalLMOutput
 from softprompt.base.vocabulary import embedding_weight
 from softprompt.engine.cache import Cache
 from softprompt.engine.decoding import can_decode, decode, front_cache, text_lengths
-from softprompt.engine.families import can_pack
 from softprompt.engine.front import Front
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.errors import UserError
+from softprompt.packs.families import can_pack
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.tokens.encoding import IGNORE_INDEX
 

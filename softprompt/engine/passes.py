@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.base.vocabulary import embedding_weight
-from softprompt.engine.batches import Pack, cut_passes, pack_rows, pad_rows
-from softprompt.engine.families import can_pack, recomputed_layers
 from softprompt.engine.forward import pack_loss, pack_scores
 from softprompt.engine.front import Front
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.engine.model import SoftPromptModel
+from softprompt.packs.batches import Pack, cut_passes, pack_rows, pad_rows
+from softprompt.packs.families import can_pack, recomputed_layers
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 # numbers kept for the backward pass, per token and layer in units of H: BLOOM's 11, others up to about three times

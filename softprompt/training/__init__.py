@@ -1,1 +1,1 @@
-"""Training: the loop, its optimizer, schedule, checkpoints and log, and the search over runs."""
+"""Training: the loop, its optimizer, checkpoints and log, and the search over runs."""

@@ -15,10 +15,10 @@ from torch import nn
 
 from softprompt.config.commands import TrainConfig
 from softprompt.errors import Diverged
+from softprompt.optim.soap import SphericalSOAP
 from softprompt.prompt.embedding import rms
 from softprompt.prompt.file import MAX_VALUE
 from softprompt.system.process import is_out_of_memory
-from softprompt.training.soap import SphericalSOAP
 from softprompt.training.state_file import Damaged, from_number, to_number
 
 RELATIVE_RATES = {"soap": 0.3, "adamw": 1.0}  # the default learning rate is this times the scale

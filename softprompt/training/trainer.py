@@ -16,10 +16,11 @@ from torch import Tensor
 from softprompt.base.health import describe_fault
 from softprompt.base.loading import Base
 from softprompt.config.commands import TrainConfig
-from softprompt.engine.families import recomputable_layers
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import pass_losses, tokens_that_fit
 from softprompt.errors import Diverged, Interrupted, UserError
+from softprompt.optim.schedule import rate_factor, rows_of_step, total_steps
+from softprompt.packs.families import recomputable_layers
 from softprompt.prompt.file import prompt_bytes
 from softprompt.system.files import FileId, write_result
 from softprompt.system.process import deferred_signals
@@ -38,7 +39,6 @@ from softprompt.training.recipe import Recipe, data_name, held_out_losses, promp
 from softprompt.training.report import Report
 from softprompt.training.run_folder import open_run_folder
 from softprompt.training.run_log import METRICS_NAME, RunLog
-from softprompt.training.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.training.selection import Evaluator, Losses, Result, Selection
 from softprompt.training.state_file import Damaged, Layout, from_number, to_number
 

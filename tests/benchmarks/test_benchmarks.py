@@ -101,7 +101,7 @@ def test_a_larger_vocabulary_does_not_change_the_tokens():
 
 
 def test_a_file_in_this_order_trains_row_by_row():
-    from softprompt.training.schedule import rows_of_step
+    from softprompt.optim.schedule import rows_of_step
 
     rows = list(range(24))
     file = sides.order_for_train(rows, 8)

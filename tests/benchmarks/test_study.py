@@ -27,8 +27,8 @@ from study_words import CATEGORIES, categories, past_tenses  # noqa: E402
 from softprompt.base.loading import load_base  # noqa: E402
 from softprompt.data.reading import Row  # noqa: E402
 from softprompt.engine.passes import row_scores, total_score  # noqa: E402
+from softprompt.optim.schedule import rows_of_step  # noqa: E402
 from softprompt.tokens.encoding import Encoder, encode_rows  # noqa: E402
-from softprompt.training.schedule import rows_of_step  # noqa: E402
 
 SIZES = {
     "topic": (2000, 160, 320), "record": (2000, 160, 320), "unseen": (1846, 160, 320),

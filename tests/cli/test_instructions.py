@@ -19,7 +19,7 @@ from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt
 from softprompt.answering import job
 from softprompt.base.loading import load_base
 from softprompt.data.splits import load_split
-from softprompt.engine.batches import plan_batches
+from softprompt.packs.batches import plan_batches
 from softprompt.tokens.encoding import encode_text
 
 QUESTIONS = [{name: row[name] for name in ("instruction", "input")} for row in ROWS]

@@ -8,11 +8,12 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
-from softprompt.engine import cpu_kernels, decoding
+from softprompt.engine import decoding
 from softprompt.engine import model as model_module
-from softprompt.engine.attention import Rules
 from softprompt.engine.cache import PAD, Cache, bias, slot_positions
-from softprompt.engine.cpu_kernels import ThinLinear
+from softprompt.packs import cpu_kernels
+from softprompt.packs.attention import Rules
+from softprompt.packs.cpu_kernels import ThinLinear
 
 FREE = {"max_new_tokens": 9, "eos_token_id": None, "pad_token_id": 3}
 GREEDY = {**FREE, "do_sample": False}

@@ -14,12 +14,12 @@ from helpers.families import CONFIGS, HIDDEN_SIZE, SPECIAL, VOCAB_SIZE, make_fam
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel
-from softprompt.engine import attention
-from softprompt.engine.batches import pack_rows
-from softprompt.engine.families import THROUGH_INTERFACE, can_pack
 from softprompt.engine.forward import attention_note, pack_hidden_states, pack_loss
 from softprompt.engine.front import Front
 from softprompt.engine.passes import pass_losses
+from softprompt.packs import attention
+from softprompt.packs.batches import pack_rows
+from softprompt.packs.families import THROUGH_INTERFACE, can_pack
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 COUNTS = (1, 4, 40)  # one virtual token, a few, more than any row has text
@@ -194,7 +194,7 @@ def test_a_kernel_that_is_not_used_is_told(monkeypatch):
     model = make_family("llama")
     assert attention_note(model) is None  # on the CPU nothing else was meant
     asked = []
-    monkeypatch.setattr("softprompt.engine.flex_attention.problem", lambda *heads: asked.append(heads) or "no Triton")
+    monkeypatch.setattr("softprompt.packs.flex_attention.problem", lambda *heads: asked.append(heads) or "no Triton")
     card = SimpleNamespace(config=model.config, dtype=torch.bfloat16, device=torch.device("cuda:0"))
     assert attention_note(card) == "note: rows attend one by one, since FlexAttention does not work here (no Triton)"
     assert asked == [(torch.device("cuda:0"), torch.bfloat16, 4, 2, 8)]

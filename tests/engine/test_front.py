@@ -14,11 +14,11 @@ from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
 from softprompt.answering.batch import answers_beside_references, greedy_answers
 from softprompt.engine import decoding
 from softprompt.engine import model as model_module
-from softprompt.engine.batches import pack_rows
-from softprompt.engine.families import can_pack
 from softprompt.engine.forward import pack_loss, pack_scores
 from softprompt.engine.front import Front
 from softprompt.engine.passes import pass_losses, row_scores
+from softprompt.packs.batches import pack_rows
+from softprompt.packs.families import can_pack
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow, Encoder
 
 ALWAYS_FP32 = set(CONFIGS) - {"gpt2", "gpt_neox", "opt", "phi", "starcoder2"}

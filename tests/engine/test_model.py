@@ -6,7 +6,7 @@ from helpers.models import FAMILIES, HIDDEN_SIZE, VOCAB_SIZE, make_model
 from transformers import GenerationConfig, OPTConfig, OPTForCausalLM, pipeline
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
-from softprompt.engine.families import recomputed_layers
+from softprompt.packs.families import recomputed_layers
 
 LENGTHS = (9, 1, 5, 14)  # rows of very different length, one of a single token
 COUNTS = (1, 4, 40)  # one virtual token, a few, more than any row has text

@@ -14,9 +14,9 @@ from softprompt.base.device import resolve_precision
 from softprompt.cli.text import describe_passes, describe_steps
 from softprompt.config.commands import TrainConfig
 from softprompt.engine.passes import tokens_that_fit
+from softprompt.optim.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.training.checkpoint import load_checkpoint
 from softprompt.training.optimizer import RELATIVE_GRAD_NORM, RELATIVE_RATES, PromptOptimizer
-from softprompt.training.schedule import rate_factor, rows_of_step, total_steps
 
 
 @pytest.mark.parametrize("optim", ["soap", "adamw"])

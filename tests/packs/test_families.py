@@ -18,7 +18,7 @@ from transformers import (
 from softprompt import SoftPromptEmbedding, SoftPromptModel
 from softprompt.answering.batch import answers_one_by_one, generate_batch
 from softprompt.config.commands import Sampling
-from softprompt.engine.families import THROUGH_INTERFACE
+from softprompt.packs.families import THROUGH_INTERFACE
 from softprompt.tokens.encoding import Encoder
 
 IDS = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}

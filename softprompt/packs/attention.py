@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softprompt.engine.batches import Pack
+from softprompt.packs.batches import Pack
 
 # If a tile has more scores per head than this, `attend` does not keep the scores of the pack for the backward pass. It
 # calls torch's kernel, which computes them again there; that takes no memory and, on a CPU, about three times as long.

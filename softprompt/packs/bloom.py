@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BloomForCausalLM, PreTrainedModel
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
-from softprompt.engine.attention import Rules
-from softprompt.engine.cpu_kernels import gelu
+from softprompt.packs.attention import Rules
+from softprompt.packs.cpu_kernels import gelu
 
 
 def is_bloom(model: PreTrainedModel) -> TypeGuard[BloomForCausalLM]:

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from softprompt.engine.attention import Rules
 from softprompt.errors import UserError
+from softprompt.packs.attention import Rules
 
 NAME = "softprompt"
 # a function from a layer's number, query `[B, Q, L, D]`, key and value `[B, G, L, D]` and the rules to `[B, L, Q, D]`

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from softprompt.training import soap
-from softprompt.training.soap import SphericalSOAP, direction, principal_axes
+from softprompt.optim import soap
+from softprompt.optim.soap import SphericalSOAP, direction, principal_axes
 
 BETAS = (0.8, 0.9)
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from softprompt.engine.batches import cut_passes, needed_ids, pack_rows
+from softprompt.packs.batches import cut_passes, needed_ids, pack_rows
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 

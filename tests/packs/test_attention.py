@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from softprompt.engine import attention
-from softprompt.engine.attention import Layout, Rules, attend, plain_attention
-from softprompt.engine.flex_attention import flex_attend, problem
+from softprompt.packs import attention
+from softprompt.packs.attention import Layout, Rules, attend, plain_attention
+from softprompt.packs.flex_attention import flex_attend, problem
 
 # bounds of packs: ordinary, no own places, one place each, nothing shared, one shared
 # and several rows in a tile, beside others
@@ -121,9 +121,9 @@ def test_flex_attention_on_the_cpu_is_the_definition(bounds, name):
 def test_a_kernel_that_fails_or_is_wrong_is_not_used(monkeypatch):
     device = (torch.device("cpu"), torch.float32, 4, 2, 16)
     assert problem.__wrapped__(*device) is not None  # no backward pass on the CPU
-    monkeypatch.setattr("softprompt.engine.flex_attention.flex_attend", plain_attention)
+    monkeypatch.setattr("softprompt.packs.flex_attention.flex_attend", plain_attention)
     assert problem.__wrapped__(*device) is None
-    monkeypatch.setattr("softprompt.engine.flex_attention.flex_attend", lambda *a: plain_attention(*a) * 1.1)
+    monkeypatch.setattr("softprompt.packs.flex_attention.flex_attend", lambda *a: plain_attention(*a) * 1.1)
     assert "differ by" in problem.__wrapped__(*device)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from softprompt.engine.attention import Layout, Rules, plain_attention
+from softprompt.packs.attention import Layout, Rules, plain_attention
 
 # The allowed error, relative to the largest output or gradient. Half precisions keep 8 or 11 bits, and a kernel may
 # multiply fp32 as TF32.

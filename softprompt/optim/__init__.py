@@ -1,0 +1,1 @@
+"""How a prompt moves: the rule of an update, and its rate and rows at each step."""

@@ -1,0 +1,1 @@
+"""Rows side by side in one pass, and the attention that keeps them apart."""
