@@ -39,7 +39,7 @@ def main() -> None:
     splits = Splits(rows.train, rows.select, rows.report)
     print(f"{'rows, prompt':18}{'base alone':>12}  with the prompt, a seed each", flush=True)
     for name, (template, placement) in WAYS.items():
-        encoder = encoder_for(base, splits.all_rows, template=template, placement=placement)
+        encoder = encoder_for(base, splits.kinds, template=template, placement=placement)
         encoded = encode_splits(splits, encoder, max_length=256)
         alone, losses = 0.0, []
         for seed in options.seeds:

@@ -205,3 +205,18 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     content = [vocab, tokenizer.eos_token_id, encode_text(PROBE, tokenizer)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The SHA-256 of everything that decides how a tokenizer turns text into ids, as this version writes it.
+
+    It may differ between versions of transformers and tokenizers that give the same ids.
+    """
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is not None:
+        rules = fast.to_str()
+    else:  # a tokenizer in Python: its class and what it was made from
+        rules = [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items()), str(tokenizer.init_kwargs)]
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    content = [rules, tokenizer_sha256(tokenizer), special]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Compare trained prompts with the bare base and with a written prompt: loss, accuracy, exact match, choices."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     eval_set = encode_eval_set(chosen.rows[: config.max_rows], sides, config, name=chosen.name)
     check_fit(eval_set, sides, base, max_new_tokens=config.max_new_tokens)
     notes += notes_on_seen_rows(files, eval_set.encoded)
-    split = EncodedSplit(eval_set.encoded, eval_set.skipped, cut=cut_of(eval_set.encoded))
+    split = EncodedSplit(eval_set.encoded, eval_set.skipped, cut=cut_of(eval_set.encoded, config.max_length))
     scored = describe_split(f"`data` {chosen.name}", split)
     notes = [*(f"note: {note}" for note in chosen.notes), *notes]
     notes += describe_answering(base) if eval_set.questions else []
@@ -90,7 +91,7 @@ class Chosen:
         splits: all rows of their run, and `max_length` its length, if they are rows of the prompt's run.
     """
 
-    rows: "list[Row]"
+    rows: "Sequence[Row]"
     name: str
     notes: list[str] = field(default_factory=list)
     choices: tuple[str, ...] = ()
@@ -124,11 +125,12 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
     named = {name: run.options[name] for name in ("eval_data", "test_data", *HOW_TO_READ)}
     splits = load_splits(run.options["data"], **named)
     held_out = config.held_out or not splits.test_rows
-    rows, others = splits.eval_rows, splits.train_rows
+    found, others = splits.eval_rows, [splits.train_rows]
     if not held_out:
-        rows, others = splits.test_rows, splits.train_rows + splits.eval_rows
-    known = {row.key for row in others}
-    rows = [row for row in rows if row.key not in known]
+        found, others = splits.test_rows, [splits.train_rows, splits.eval_rows]
+    keys = {row.key for row in found}
+    known = {key for key in (row.key for row in itertools.chain(*others)) if key in keys}
+    rows = [row for row in found if row.key not in known]
     if not rows:
         what = "held-out" if config.held_out else "test or held-out"
         raise UserError(f"`data`: name the rows to score; {first} has no {what} rows of its own")
@@ -154,15 +156,14 @@ def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, pro
     from softprompt.base.fingerprint import tokenizer_sha256
     from softprompt.prompt.encoder import encoder_of
     from softprompt.tokens.encoded_splits import encode_splits
-    from softprompt.tokens.row_hashes import rows_sha256
     from softprompt.training.recipe import Recipe
 
     if chosen.splits is None or file.facts.tokenizer_sha256 != tokenizer_sha256(base.tokenizer):
         return
     encoder = encoder_of(file.facts, base, prompt_file=prompt_file)
     rows = encode_splits(chosen.splits, encoder, max_length=chosen.max_length)
-    splits = {"train_rows": rows.train_rows, "eval_rows": rows.eval_rows, "test_rows": rows.test_rows}
-    now = Recipe({}, {name: rows_sha256(each) for name, each in splits.items()})
+    names = ("train_rows", "eval_rows", "test_rows")
+    now = Recipe({}, {name: split.facts.sha256 for name, split in zip(names, rows.splits, strict=True)})
     if now.data_sha256 != file.facts.data_sha256:
         raise UserError(f"`data`: name the rows to score; {chosen.name} are not those that made {prompt_file} any more")
 

@@ -89,8 +89,7 @@ def describe_split(name: str, split: EncodedSplit) -> str:
 
     It is a warning if more than a tenth of the rows lose their end.
     """
-    supervised = sum(row.num_supervised for row in split.rows)
-    line = f"{name}: {len(split.rows):,} rows, {supervised:,} supervised tokens"
+    line = f"{name}: {len(split.rows):,} rows, {split.facts.num_supervised:,} supervised tokens"
     if split.copies:
         line += f"; {split.copies} that are also rows of another split left out"
     if split.skipped:

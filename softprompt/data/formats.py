@@ -275,18 +275,18 @@ def _likely(columns: Sequence[str], asks: bool) -> dict[str, str]:
     return {"instruction": question, "output": answer} if question and answer else {}
 
 
-def choices_of(names: Sequence[str], answers: Sequence[str]) -> tuple[str, ...]:
+def choices_of(names: Sequence[str], answers: Mapping[str, int]) -> tuple[str, ...]:
     """The labels of a classification: the names of its classes, or else the different answers if they are few words.
 
     Args:
         names: of the classes, if the data has them.
-        answers: the label of every row.
+        answers: how often every label occurs.
     """
-    found = [answer.strip() for answer in answers if answer.strip()]
-    different = sorted(set(found))
+    found = sum(count for answer, count in answers.items() if answer.strip())
+    different = sorted({answer.strip() for answer in answers if answer.strip()})
     if names:
         return tuple(dict.fromkeys([*(name.strip() for name in names if name.strip()), *different]))
-    usual = 1 < len(different) <= MOST_CHOICES and len(different) < len(found)
+    usual = 1 < len(different) <= MOST_CHOICES and len(different) < found
     return tuple(different) if usual and not are_bare_labels(different) else ()
 
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Generator, Iterator
 from typing import Any, NoReturn, TextIO, TypeAlias
 
-from softprompt.data.json_errors import explain
 from softprompt.data.split_names import SPLIT_WORDS
 from softprompt.data.values import Raw, as_row
 from softprompt.errors import UserError
@@ -22,6 +21,21 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 ROW_KEYS = ("data", "rows", "examples", "instances", "records")  # keys of an object under which its rows stand
 WHOLE = ""  # the split of rows that stand under no name
 DECODER = json.JSONDecoder(parse_int=Raw, parse_float=Raw, parse_constant=Raw)
+PYTHON_WORDS = {"None": "null", "True": "true", "False": "false"}
+SHOWN = 20  # characters of what is no JSON
+
+NOT_CLOSED = "an object or a list is not closed; is a bracket missing, or is the file cut off?"
+LINE_BREAK = "a text goes on over the end of its line; close it with a quote, or write a line break in it as \\n"
+# by the beginning of the parser's message
+CAUSES = {
+    "Unterminated": "a text is not closed; close it with a quote",
+    "Invalid control character": "a control character stands in a text as it is; write it as an escape such as \\t",
+    "Invalid": "a backslash in a text begins no escape that JSON knows; write a backslash as \\\\",
+    "Extra data": "something stands behind the object; write one object a line, or an array of all",
+    "Expecting property name": "a key must be a text between double quotes",
+    "Expecting ','": 'a comma is missing, or a quote inside a text is not written as \\"',
+    "Expecting ':'": "a colon is missing behind a key; write one",
+}
 
 Found: TypeAlias = tuple[str, dict[str, str]]  # the name of the split, and a row
 
@@ -123,7 +137,7 @@ class _Text:
 
     def fail(self, place: int, message: str) -> NoReturn:
         """Raise `UserError` for an error of the parser at a place in the buffer."""
-        cause, place = explain(self.buffer, place, message)
+        cause, place = _explain(self.buffer, place, message)
         raise UserError(f"line {self.line_of(place)}: {cause}")
 
     def refuse(self, cause: str) -> NoReturn:
@@ -209,7 +223,7 @@ def _lines(text: _Text) -> Iterator[Found]:
             try:
                 value = DECODER.decode(line)
             except json.JSONDecodeError as error:
-                cause, _ = explain(line, error.pos, error.msg)
+                cause, _ = _explain(line, error.pos, error.msg)
                 raise UserError(f"line {number}: {cause}") from error
             except RecursionError as error:
                 raise UserError(
@@ -237,3 +251,30 @@ def _object(value: Any, line: int) -> dict:
     names: dict[type, str] = {list: "a list", str: "a text", Raw: "a number"}
     what = names.get(type(value)) or json.dumps(value)
     raise UserError(f"line {line}: a row is {what}; every row must be an object such as {{...}} with columns")
+
+
+def _explain(text: str, place: int, message: str) -> tuple[str, int]:
+    """The cause with its remedy, and the place that is to blame.
+
+    Args:
+        place: where the parser of the standard library stopped, and `message` what it said.
+    """
+    character, before = text[place : place + 1], text[:place].rstrip()
+    if message.startswith("Illegal trailing comma") or (character in ("}", "]") and before.endswith(",")):
+        return "a comma stands before a closing bracket; delete it", place if character == "," else len(before) - 1
+    if message.startswith("Invalid control character") and character == "\n":
+        return LINE_BREAK, place
+    if not text[place:].strip() and message.startswith("Expecting"):
+        return NOT_CLOSED, max(len(before) - 1, 0)
+    if character == "'":
+        return "single quotes are no JSON; write texts and keys between double quotes", place
+    for beginning, cause in CAUSES.items():
+        if message.startswith(beginning):
+            return cause, place
+    if character == ",":
+        return "a comma stands where a row or a value should; delete it", place
+    word = re.match(r"[A-Za-z_]*", text[place : place + SHOWN])
+    if word and word[0] in PYTHON_WORDS:
+        return f"{word[0]} is Python and no JSON; write {PYTHON_WORDS[word[0]]}", place
+    shown = text[place : place + SHOWN].splitlines()[0]
+    return f"is not JSON (at {shown!r}); check what the file holds and its suffix", place

@@ -1,10 +1,10 @@
 """Find what a name of data stands for, read its splits, and check every row."""
 
 import contextlib
-import dataclasses
 import functools
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +21,14 @@ from softprompt.data.formats import (
     OTHER_FORMATS,
     TELLING,
     Format,
-    Tally,
     advice,
     are_bare_labels,
     find_formats,
 )
-from softprompt.data.row import Row
+from softprompt.data.row import Row, RowKinds
+from softprompt.data.rows import Rows, Survey
 from softprompt.data.split_names import ALIASES, standard_names
 from softprompt.data.tables import Part, Table
-from softprompt.data.values import is_missing
 from softprompt.errors import UserError
 from softprompt.system import sources
 
@@ -72,7 +71,8 @@ class Source:
         given: for every name of a split as it was written, the standard one.
         notes: what is worth telling the user, so far.
         mapping: for names of formats the columns that stand for them.
-        class_names: the names of the classes, and `labels` the label of every row, of classifications read so far.
+        class_names: the names of the classes, and `labels` how often each label occurs, in classifications read so far.
+        kinds: what decides how the rows that were read are written.
     """
 
     name: str
@@ -82,7 +82,8 @@ class Source:
     notes: list[str] = field(default_factory=list)
     mapping: Mapping[str, str] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
+    labels: Counter[str] = field(default_factory=Counter)
+    kinds: RowKinds = RowKinds()
 
     def choose(self, wanted: Iterable[str]) -> str:
         """The name of the first wanted split that is there, or of the only one.
@@ -111,8 +112,10 @@ class Source:
         if unused:
             self.note([f"{self.name}: these splits are not used: {', '.join(unused)}"])
 
-    def rows(self, split: str, *, label: str | None = None, asks: bool = False) -> list[Row]:
-        """Every row of a split. A row without a question or an answer stays: encoding counts and skips it.
+    def rows(self, split: str, *, label: str | None = None, asks: bool = False) -> tuple[Sequence[Row], Survey]:
+        """Every row of a split, and what they are like.
+
+        A row without a question or an answer stays: encoding counts and skips it.
 
         Args:
             label: what to call the split in messages; the name of the data if it is not given.
@@ -129,27 +132,20 @@ class Source:
             if not len(table) and table.columns:
                 raise UserError("holds no row")
             formats = self._formats(table, label, asks)
-        form, tally, rows = formats[0], Tally(), []
+        form, seen = formats[0], Survey()
         others = [name for name in table.columns if name not in form.columns.values()]
         carried = [name for name in others if asks and name not in form.answers]
-        for number, record in enumerate(table.rows([*form.columns.values(), *carried]), 1):
-            try:
-                row = form.row(record, number, tally, asks=asks)
-            except (UserError, RecursionError) as error:
-                file, place = table.where(number)
-                cause = "is nested too deeply; write it flatter" if isinstance(error, RecursionError) else error
-                raise UserError(f"{file or label}, row {place}: {cause}") from None
-            kept = {name: record[name] for name in carried if not is_missing(record.get(name))}
-            rows.append(dataclasses.replace(row, others=kept) if kept else row)
+        rows = seen.of(Rows(table, form, label=label, carried=carried, asks=asks))
+        self.kinds |= seen.kinds
         if form.is_classification and not asks:
             column = form.columns["answer"]
             self.class_names += table.class_labels([column]).get(column, [])
-            self.labels += [row.output for row in rows]
+            self.labels += seen.outputs
         self.note(table.notes)
         unused = [] if asks else [name for name in others if name not in form.answers]
-        notes = _notes_on(table, formats, unused, rows, tally)
+        notes = _notes_on(table, formats, unused, len(rows), seen)
         self.note(f"{self.name}: {note}" for note in notes)
-        return rows
+        return rows, seen
 
     def _formats(self, table: Table, label: str, asks: bool) -> list[Format]:
         """The formats that a table may be read in, the best one first.
@@ -281,20 +277,20 @@ def _same(table: Table) -> Table:
     return table
 
 
-def _notes_on(table: Table, formats: list[Format], others: list[str], rows: list[Row], tally: Tally) -> Iterator[str]:
+def _notes_on(table: Table, formats: list[Format], others: list[str], num_rows: int, seen: Survey) -> Iterator[str]:
     """What is worth saying of a table: its format, class labels, what is left out, and columns that are not used."""
     form = formats[0]
     yield from _notes_on_format(table, formats)
     classes = table.class_labels([*form.columns.values()])
     for column, names in classes.items():
         yield f"{column} holds class labels; their names are used: {_listed(names)}"
-    outputs = {row.output for row in rows}
-    if are_bare_labels(outputs) and not classes and len(outputs) < len(rows):
+    outputs = seen.outputs.keys()
+    if are_bare_labels(outputs) and not classes and len(outputs) < num_rows:
         yield (
             f"every output is a number from 0 to {len(outputs) - 1}, which looks like class labels without their names;"
             " they are learnt as they are written"
         )
-    for cause, numbers in tally.rows.items():
+    for cause, numbers in seen.tally.rows.items():
         yield f"{len(numbers)} rows {cause}: row {numbers_shown(numbers)}"
     unused = [str(name) for name in others if table.holds_something(name)]
     if unused:

@@ -1,5 +1,6 @@
 """A row as all code behind reading sees it: turns of a conversation and the answer to learn."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +8,31 @@ from typing import Any, Self, TypeAlias
 
 # what a chat template takes for a turn: `role` and `content`, and what templates know besides, such as `tool_calls`
 Message: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RowKinds:
+    """What decides how rows are written, of one row or of many.
+
+    Attributes:
+        ready: whether a row is text or token ids, which no template is put around.
+        own_system: whether a row has a system text or tools of its own, so that system turns differ.
+    """
+
+    ready: bool = False
+    own_system: bool = False
+
+    @classmethod
+    def of(cls, *rows: "Row") -> Self:
+        """The kinds of some rows."""
+        ready = any(row.text is not None or row.encoded is not None for row in rows)
+        own = any(bool(row.tools or (row.messages and row.messages[0]["role"] == "system")) for row in rows)
+        return cls(ready, own)
+
+    def __or__(self, other: "RowKinds") -> "RowKinds":
+        if self == other:
+            return self
+        return RowKinds(self.ready or other.ready, self.own_system or other.own_system)
 
 
 @dataclass(frozen=True)
@@ -56,6 +82,26 @@ class Row:
         if self.encoded is not None:
             return True
         return bool((self.output if self.text is None else self.text).strip() or self.answer.get("tool_calls"))
+
+    def with_others(self, others: Mapping[str, Any]) -> Self:
+        """The row with further columns."""
+        return dataclasses.replace(self, others=others)
+
+    def beginning(self, most: int) -> Self:
+        """The row with at most `most` characters of its turns, its answer and its text; itself if it has no more.
+
+        A turn behind the last of these characters keeps its first one, so that a template still finds it there.
+        """
+        texts = [str(message.get("content") or "") for message in self.messages]
+        if sum(map(len, texts)) + len(self.output) + len(self.text or "") <= most:
+            return self
+        messages = []
+        for message, text in zip(self.messages, texts, strict=True):
+            messages.append({**message, "content": text[: max(most, 1)]} if len(text) > most else message)
+            most -= min(len(text), most)
+        left = max(most, 1)
+        whole = None if self.text is None else self.text[:left]
+        return dataclasses.replace(self, messages=tuple(messages), output=self.output[:left], text=whole)
 
     @property
     def key(self) -> str:

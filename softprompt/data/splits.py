@@ -1,5 +1,8 @@
 """Which rows train a prompt, which choose among its versions, and which only report how good it is."""
 
+import functools
+import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -8,7 +11,8 @@ import torch
 
 from softprompt.data.formats import choices_of
 from softprompt.data.reading import Data, DataOptions, Source, numbers_shown, open_data, with_article
-from softprompt.data.row import Row
+from softprompt.data.row import Row, RowKinds
+from softprompt.data.rows import chosen_rows
 from softprompt.errors import UserError
 
 HELD_OUT_SPLITS = ("validation", "test")
@@ -25,24 +29,21 @@ class Splits:
     Attributes:
         notes: what is worth telling about the data, a line each.
         choices: the labels, if the rows are those of a classification with names for its classes; else empty.
+        kinds: what decides how the rows are written.
     """
 
-    train_rows: list[Row]
-    eval_rows: list[Row]
-    test_rows: list[Row] = field(default_factory=list)
+    train_rows: Sequence[Row]
+    eval_rows: Sequence[Row]
+    test_rows: Sequence[Row] = ()
     notes: list[str] = field(default_factory=list, compare=False)
     choices: tuple[str, ...] = ()
-
-    @property
-    def all_rows(self) -> list[Row]:
-        """The rows of all three splits."""
-        return self.train_rows + self.eval_rows + self.test_rows
+    kinds: RowKinds = RowKinds()
 
 
 class NamedRows(NamedTuple):
     """Rows of one split, what to call them in messages, what is worth telling about them, and the labels if any."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     name: str
     notes: list[str]
     choices: tuple[str, ...] = ()
@@ -76,22 +77,23 @@ def load_splits(
     """
     opened: list[Source] = []
 
-    def rows_of(data: Data, option: str, wanted: Sequence[str]) -> list[Row]:
+    def rows_of(data: Data, option: str, wanted: Sequence[str]) -> Sequence[Row]:
         with open_data(data, option, DataOptions(columns)) as source:
             opened.append(source)
-            return source.rows(source.choose(wanted))
+            return source.rows(source.choose(wanted))[0]
 
     with open_data(data, "data", DataOptions(columns, data_config, data_split)) as source:
         opened.append(source)
         train = source.choose(("train",))
-        train_rows = source.rows(train)
+        train_rows, _ = source.rows(train)
         own = [split for split in HELD_OUT_SPLITS if split in source.splits and "train" in source.splits]
         chooses = own[0] if own and eval_data is None and eval_fraction is None else None
-        test_rows, eval_rows = list[Row](), list[Row]()
+        test_rows: Sequence[Row] = ()
+        eval_rows: Sequence[Row] = ()
         if test_data is None and "test" in own and chooses != "test":
-            test_rows = source.rows("test", label=f"{source.name} (test)")
+            test_rows, _ = source.rows("test", label=f"{source.name} (test)")
         if chooses is not None:
-            eval_rows = source.rows(chooses, label=f"{source.name} ({chooses})")
+            eval_rows, _ = source.rows(chooses, label=f"{source.name} ({chooses})")
         source.note_unused_splits([train])
     if test_data is not None:
         test_rows = rows_of(test_data, "test_data", ("test", *HELD_OUT_SPLITS, "train"))
@@ -100,9 +102,9 @@ def load_splits(
     elif chooses is None:
         train_rows, eval_rows = _hold_out(train_rows, eval_fraction, seed)
     notes = [note for source in opened for note in source.notes]
-    return Splits(
-        train_rows[:max_train_rows], eval_rows, test_rows, list(dict.fromkeys(notes)), choices=_choices_of(opened)
-    )
+    kinds = functools.reduce(operator.or_, (source.kinds for source in opened))
+    notes = list(dict.fromkeys(notes))
+    return Splits(train_rows[:max_train_rows], eval_rows, test_rows, notes, _choices_of(opened), kinds)
 
 
 def load_split(
@@ -123,7 +125,7 @@ def load_split(
         else:
             raise UserError(f"`split` {split}: `data` {source.name} has only {', '.join(source.given)}")
         name = source.name if len(source.splits) == 1 else f"{source.name} ({chosen})"
-        rows = source.rows(chosen, label=name)
+        rows, _ = source.rows(chosen, label=name)
         return NamedRows(rows, name, source.notes, _choices_of([source]))
 
 
@@ -142,35 +144,36 @@ def load_questions(
     with open_data(data, "instructions", DataOptions(columns, data_config, data_split)) as source:
         split = source.choose((*HELD_OUT_SPLITS, "train"))
         name = source.name if len(source.splits) == 1 else f"{source.name} ({split})"
-        rows = source.rows(split, label=name, asks=True)
+        rows, seen = source.rows(split, label=name, asks=True)
         source.note_unused_splits([split])
-        blank = [row.number for row in rows if not row.has_question]
+        blank = seen.without_question
         if len(blank) == len(rows):
             column = next(iter(rows[0].columns), "question")
             raise UserError(f"{name}, row 1: no {column}; every row needs {with_article(column)}")
-        if any("answer" in row.others for row in rows):
+        if "answer" in seen.others:
             source.note([f"{name}: the column answer is left out of the output, where the answers have that name"])
         if blank:
             source.note([f"{name}: {len(blank)} without a question skipped: row {numbers_shown(blank)}"])
-        return NamedRows([row for row in rows if row.has_question], name, source.notes)
+            asking = torch.ones(len(rows), dtype=torch.bool)
+            asking[torch.tensor(blank) - 1] = False
+            rows = chosen_rows(rows, asking.nonzero().flatten())
+        return NamedRows(rows, name, source.notes)
 
 
 def _choices_of(sources: Sequence[Source]) -> tuple[str, ...]:
     """The labels of all rows that were read."""
     names = [name for source in sources for name in source.class_names]
-    return choices_of(names, [label for source in sources for label in source.labels])
+    return choices_of(names, sum((source.labels for source in sources), Counter[str]()))
 
 
-def _hold_out(rows: list[Row], fraction: float | None, seed: int) -> tuple[list[Row], list[Row]]:
+def _hold_out(rows: Sequence[Row], fraction: float | None, seed: int) -> tuple[Sequence[Row], Sequence[Row]]:
     """Split rows at random by `seed` into training and held-out rows; both keep the order that they had."""
     if fraction is None:
         count = min(int(len(rows) * DEFAULT_EVAL_FRACTION), MAX_DEFAULT_EVAL_ROWS)
         count = 0 if count < MIN_DEFAULT_EVAL_ROWS else count
     else:
         count = min(round(len(rows) * fraction), len(rows) - 1)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = set(order[:count])
-    return (
-        [row for place, row in enumerate(rows) if place not in chosen],
-        [row for place, row in enumerate(rows) if place in chosen],
-    )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    held_out = torch.zeros(len(rows), dtype=torch.bool)
+    held_out[order[:count]] = True
+    return chosen_rows(rows, (~held_out).nonzero().flatten()), chosen_rows(rows, held_out.nonzero().flatten())

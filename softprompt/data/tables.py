@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets.arrow_writer import ArrowWriter
+from torch import Tensor
 
 from softprompt.data.values import Raw, is_blank, shortest_text
 from softprompt.errors import UserError
@@ -51,10 +53,23 @@ class Table:
         names = dict.fromkeys(itertools.chain.from_iterable(_columns_of(part.rows) for part in self.parts))
         return [name for name in names if name != NOT_TEXT]
 
-    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Row by row the values of some columns, without those that a row lacks."""
+    def rows(self, columns: Sequence[str], places: Tensor | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Row by row its place from 0, and the values of some columns, without those that the row lacks.
+
+        Args:
+            places: which rows, as ascending places; None takes all.
+        """
+        before = 0
         for part in self.parts:
-            yield from _rows_of(part.rows, columns)
+            count = len(part.rows)
+            if places is None:
+                yield from enumerate(_rows_of(part.rows, columns), start=before)
+            else:
+                first, last = torch.searchsorted(places, torch.tensor([before, before + count])).tolist()
+                chosen = places[first:last] - before
+                some = _some_of(part.rows, columns, chosen)
+                yield from ((before + place, row) for place, row in zip(_each(chosen), some, strict=True))
+            before += count
 
     def example(self) -> dict[str, Any]:
         """The first row, without pictures and sounds, which are not opened for this."""
@@ -175,6 +190,25 @@ def _columns_of(rows: "Dataset | Sequence[Mapping[str, Any]]") -> Iterable[str]:
     if isinstance(rows, Dataset):
         return rows.column_names
     return dict.fromkeys(itertools.chain.from_iterable(rows))
+
+
+def _each(numbers: Tensor) -> Iterator[int]:
+    """The numbers one by one, without a list of all of them."""
+    return itertools.chain.from_iterable(part.tolist() for part in numbers.split(ROWS_TOGETHER))
+
+
+def _some_of(
+    rows: "Dataset | Sequence[Mapping[str, Any]]", columns: Sequence[str], places: Tensor
+) -> Iterator[dict[str, Any]]:
+    """The rows at some places, which are ascending."""
+    if len(places) > len(rows) // 2:  # most of them: faster all in a row than one by one
+        wanted = torch.zeros(len(rows), dtype=torch.bool)
+        wanted[places] = True
+        yield from itertools.compress(_rows_of(rows, columns), _each(wanted))
+        return
+    for some in places.split(ROWS_TOGETHER):
+        few = some.tolist()
+        yield from _rows_of(rows.select(few) if isinstance(rows, Dataset) else [rows[place] for place in few], columns)
 
 
 def _rows_of(rows: "Dataset | Sequence[Mapping[str, Any]]", columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -28,6 +28,7 @@ FEWEST_TOKENS = 256
 # limits of a pass that only scores; fixed numbers, so that the figures do not depend on the training options
 TOKENS_PER_PASS = 2048
 ROWS_PER_BATCH = 8
+ROWS_PACKED_TOGETHER = 8192  # rows that are distributed over passes at once, so that many take no more memory
 
 Scored = tuple[EncodedRow, Tensor, Tensor]  # a row, -log p of its labels `[N]`, which were the most probable ids `[N]`
 
@@ -193,13 +194,17 @@ def row_scores(
         model: a base with a prompt, or a base alone.
         advance: told after every pass how many of the rows are scored, and how many there are.
     """
-    scores: dict[int, Score] = {}
+    found: list[Score] = []
     settings = {"max_tokens": TOKENS_PER_PASS, "rows_per_batch": ROWS_PER_BATCH, "pad_token_id": pad_token_id}
-    for row, losses, hits in pass_scores(model, rows, **settings):
-        scores[id(row)] = Score(math.fsum(losses.tolist()), int(hits.sum()), len(losses))
-        if advance is not None and (len(scores) % ROWS_PER_BATCH == 0 or len(scores) == len(rows)):
-            advance(len(scores), len(rows))
-    return [scores[id(row)] for row in rows]
+    for start in range(0, len(rows), ROWS_PACKED_TOGETHER):
+        some, scores = list(rows[start : start + ROWS_PACKED_TOGETHER]), dict[int, Score]()
+        for row, losses, hits in pass_scores(model, some, **settings):
+            scores[id(row)] = Score(math.fsum(losses.tolist()), int(hits.sum()), len(losses))
+            done = start + len(scores)
+            if advance is not None and (done % ROWS_PER_BATCH == 0 or done == len(rows)):
+                advance(done, len(rows))
+        found += [scores[id(row)] for row in some]
+    return found
 
 
 def total_score(scores: Sequence[Score]) -> Score:

@@ -1,10 +1,9 @@
 """How rows are written for a prompt: chosen when it is trained, kept in its file, and taken from there ever after."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from softprompt.base.loading import Base
-from softprompt.data.row import Row
+from softprompt.data.row import RowKinds
 from softprompt.errors import UserError
 from softprompt.prompt.file import PromptMetadata
 from softprompt.tokens.encoding import Encoder, bos_of
@@ -14,7 +13,7 @@ from softprompt.tokens.template import Template, choose_template, own_template, 
 
 def encoder_for(
     base: Base,
-    rows: Sequence[Row],
+    kinds: RowKinds,
     *,
     template: str = "auto",
     system: str = "",
@@ -25,7 +24,7 @@ def encoder_for(
     """The encoder for rows that are to be learnt.
 
     Args:
-        rows: all rows of the run, which decide whether they can share what closes a system turn.
+        kinds: of all rows of the run, which decide whether they can share what closes a system turn.
         template: auto, tutorial, chat, plain or the name of a Jinja file.
         system: the system text of rows that have none.
         date: the day for templates that ask for the date, as YYYY-MM-DD; None takes today.
@@ -33,7 +32,7 @@ def encoder_for(
     Raises:
         UserError: the template cannot be used with this base or these rows.
     """
-    if any(row.text is not None or row.encoded is not None for row in rows):
+    if kinds.ready:
         if template != "auto" or system:
             name = "template" if template != "auto" else "system"
             raise UserError(f"`{name}`: these rows are text or token ids already, which no template is put around")
@@ -42,7 +41,6 @@ def encoder_for(
         chosen = choose_template(template, base.tokenizer, system=system, date=date)
     if chosen.name == "file":
         require_harmless(chosen.text, base.tokenizer.special_tokens_map, what=f"`template` {template}")
-    own_system = any(row.tools or (row.messages and row.messages[0]["role"] == "system") for row in rows)
     return Encoder(
         base.tokenizer,
         chosen,
@@ -50,7 +48,7 @@ def encoder_for(
         end_ids=base.end_ids,
         last_turn_only=last_turn_only,
         placement=placement,
-        shares_close=not own_system,
+        shares_close=not kinds.own_system,
     )
 
 

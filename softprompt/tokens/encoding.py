@@ -13,6 +13,8 @@ from softprompt.tokens.template import TUTORIAL, Template
 from softprompt.tokens.turns import Piece, pieces_of, question_pieces
 
 IGNORE_INDEX = -100
+LONGEST_COUNTED = 32  # times `max_length`: longer rows are not told apart by their length
+CHARACTERS_PER_TOKEN = 8  # of a row so many are looked at for each token that is counted
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,23 @@ class Encoder:
     def encode(self, rows: Sequence[Row], *, max_length: int) -> list[EncodedRow]:
         """Encode rows, cut to `max_length` tokens behind the front; the labels cover the answers and what ends them.
 
+        Of a text of millions of characters only the beginning is written and tokenised, as far as it is needed to
+        know the first `max_length` tokens, and whether there are more than 32 times as many.
+
         Raises:
             UserError: the template refuses a row; the message names it.
         """
+        most = LONGEST_COUNTED * max_length * CHARACTERS_PER_TOKEN
+        short = [row.beginning(most) for row in rows]
+        found = self._encode(short, max_length)
+        for place, (row, part) in enumerate(zip(rows, short, strict=True)):
+            # so few tokens of so much text: the place where it was cut may be among those that count
+            if part is not row and len(found[place].input_ids) + found[place].num_cut < LONGEST_COUNTED * max_length:
+                (found[place],) = self._encode([row], max_length)
+        return found
+
+    def _encode(self, rows: Sequence[Row], max_length: int) -> list[EncodedRow]:
+        """Encode rows with all of their text."""
         if not rows:
             return []
         if rows[0].encoded is not None:
@@ -279,12 +295,6 @@ def _common(ids: Sequence[int], others: Sequence[int]) -> int:
     """How many ids two sequences have in common from the beginning."""
     pairs = zip(ids, others, strict=False)
     return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(ids), len(others)))
-
-
-def without_copies(rows: Iterable[EncodedRow], of: Iterable[EncodedRow]) -> list[EncodedRow]:
-    """The rows whose input_ids do not occur in `of`."""
-    known = {tuple(row.input_ids) for row in of}
-    return [row for row in rows if tuple(row.input_ids) not in known]
 
 
 def require_eos(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

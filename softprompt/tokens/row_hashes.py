@@ -8,29 +8,30 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
+from softprompt.tokens.encoded_rows import RowFacts, hash_of_row
 from softprompt.tokens.encoding import EncodedRow
 
-SKETCH_SIZE = 64
 
-
-def rows_sha256(*splits: list[EncodedRow]) -> str:
-    """The SHA-256 of the input_ids and labels of all rows of all splits, in their order."""
-    content = [[[row.input_ids, row.labels] for row in rows] for rows in splits]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def rows_sha256(*splits: Iterable[EncodedRow]) -> str:
+    """The SHA-256 of the input_ids and labels of all rows of all splits, in their order, as one JSON text."""
+    digest = hashlib.sha256(b"[")
+    for number, rows in enumerate(splits):
+        digest.update(b", [" if number else b"[")
+        for place, row in enumerate(rows):
+            digest.update(((", " if place else "") + json.dumps([row.input_ids, row.labels])).encode())
+        digest.update(b"]")
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def sketch_of(rows: Iterable[EncodedRow]) -> list[str]:
-    """The smallest hashes of the distinct rows, at most 64.
-
-    They are a random sample of the distinct rows, which does not depend on the order of the rows. Source: bottom-k
-    sketches (Broder, 1997).
-    """
-    return sorted(hashes_of(rows))[:SKETCH_SIZE]
+    """The smallest hashes of the distinct rows, at most 64 (see `RowFacts`)."""
+    return list(RowFacts.of(rows).sketch)
 
 
 def hashes_of(rows: Iterable[EncodedRow]) -> set[str]:
     """The 48-bit hash of every distinct row's input_ids, as hexadecimal text."""
-    return {hashlib.blake2b(json.dumps(row.input_ids).encode(), digest_size=6).hexdigest() for row in rows}
+    return {hash_of_row(row) for row in rows}
 
 
 def share_among(sketch: Sequence[str], hashes: set[str]) -> float:

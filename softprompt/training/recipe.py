@@ -16,10 +16,8 @@ from softprompt.config.options import decisive
 from softprompt.errors import UserError
 from softprompt.prompt.encoder import metadata_of
 from softprompt.prompt.metadata import PromptMetadata
-from softprompt.prompt.start import frequent_labels
 from softprompt.system import sources
 from softprompt.tokens.encoded_splits import EncodedSplits
-from softprompt.tokens.row_hashes import rows_sha256, sketch_of
 from softprompt.training.selection import Losses, Result
 
 # the inputs that determine a run besides its options, each with the message if a resumed run finds it changed
@@ -49,9 +47,9 @@ class Recipe:
         facts = {
             "base": base.fingerprint.sha256,
             "template": hashlib.sha256(json.dumps(metadata_of(rows.encoder), sort_keys=True).encode()).hexdigest(),
-            "train_rows": rows_sha256(rows.train_rows),
-            "eval_rows": rows_sha256(rows.eval_rows),
-            "test_rows": rows_sha256(rows.test_rows),
+            "train_rows": rows.train.facts.sha256,
+            "eval_rows": rows.held_out.facts.sha256,
+            "test_rows": rows.test.facts.sha256,
             "initial_prompt": hashlib.sha256(initial.detach().cpu().numpy().tobytes()).hexdigest(),
             "precision": base.precision,
             "device": base.device.type,
@@ -93,7 +91,7 @@ def prompt_metadata(
     result: Result,
     *,
     data: str,
-    num_virtual_tokens: int,
+    init_ids: Sequence[int],
     learning_rate: float,
     train_loss: float | None,
     curve: Sequence[tuple[int, float]],
@@ -102,11 +100,11 @@ def prompt_metadata(
 
     Args:
         data: the name of the data when the run started.
+        init_ids: the ids whose embeddings the prompt started from, if those were the most frequent labels.
         train_loss: training loss at the step of `result`; None if that is not the last step.
         curve: (step, held-out loss) of every evaluation.
     """
     from_file = config.init_from is not None
-    of_answers = config.init == "answers" and not from_file
     training = {
         "steps": result.step,
         "rows": len(rows.train_rows),
@@ -125,11 +123,11 @@ def prompt_metadata(
         **base.metadata,  # type: ignore[arg-type]  # its keys are those whose values are text
         init="file" if from_file else config.init,
         init_text=config.init_text if config.init == "text" and not from_file else "",
-        init_ids=frequent_labels(rows.train_rows, num_virtual_tokens) if of_answers else [],
+        init_ids=list(init_ids),
         **metadata_of(rows.encoder),
         data=data,
         data_sha256=recipe.data_sha256,
-        rows_sketch={"train": sketch_of(rows.train_rows), "held_out": sketch_of(rows.eval_rows)},
+        rows_sketch={"train": list(rows.train.facts.sketch), "held_out": list(rows.held_out.facts.sketch)},
         training=training,
     )
 

@@ -4,6 +4,7 @@
 needs only the name of the prompt file, and `evaluate` finds the rows that a prompt was not trained on.
 """
 
+import functools
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.base.device import resolve_device
+from softprompt.base.fingerprint import tokenizer_identity
 from softprompt.base.known import remember_base
 from softprompt.base.loading import Base, load_base, require_known_ids
 from softprompt.config.commands import SweepConfig, TrainConfig
@@ -20,12 +22,13 @@ from softprompt.data.reading import Data
 from softprompt.data.splits import load_splits
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
-from softprompt.prompt.encoder import encoder_for
+from softprompt.prompt.encoder import encoder_for, metadata_of
 from softprompt.prompt.fit import require_room
 from softprompt.prompt.start import initial_prompt
 from softprompt.system import sources
 from softprompt.system.files import write_atomic
 from softprompt.tokens.encoded_splits import EncodedSplits, encode_splits
+from softprompt.tokens.row_cache import RowCache
 from softprompt.tokens.template import ASKED_NAMES as TEMPLATE_NAMES
 from softprompt.training.checkpoint import STATE_NAME, checkpoints, load_checkpoint
 from softprompt.training.recipe import require_same_options
@@ -71,18 +74,25 @@ def load_inputs(
     """
     device = resolve_device(config.device)
     named: dict[str, Any] = {name: getattr(config, name) for name in DATA} | dict(in_memory or {})
-    splits = load_splits(**named, **{name: getattr(config, name) for name in HOW_TO_READ})
+    how = {name: getattr(config, name) for name in HOW_TO_READ}
+    load = functools.cache(lambda: load_splits(**named, **how))
+    cache = RowCache.of(named, how)
+    known = None if cache is None else cache.kinds()
+    kinds = known or load().kinds  # rows that are not known are read before the base, since they may be wrong
     base = load_base(config.model, device=device, precision=config.precision)
     encoder = encoder_for(
         base,
-        splits.all_rows,
+        kinds,
         template=config.template,
         system=config.system,
         last_turn_only=config.last_turn_only,
         placement=config.placement,
         date=date_of_run(config),
     )
-    return base, encode_splits(splits, encoder, max_length=config.max_length)
+    if cache is None:
+        return base, encode_splits(load(), encoder, max_length=config.max_length)
+    way = [tokenizer_identity(base.tokenizer), metadata_of(encoder)]
+    return base, cache.encoded(load, encoder, way, max_length=config.max_length)
 
 
 def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Report | None = None) -> Trainer:
@@ -93,7 +103,7 @@ def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Re
             effect, or the checkpoint is of another run.
     """
     _require_rows(config, rows)
-    require_known_ids(base, (id for row in rows.all_rows for id in row.input_ids))
+    require_known_ids(base, [rows.largest_id])
     # checked first with the option alone, before a prompt of that many virtual tokens is made
     require_room(base.model, config.virtual_tokens or 0, rows.longest, option="max_length")
     prompt = initial_prompt(config, base, rows.train_rows)

@@ -65,6 +65,7 @@ class Selection:
         patience: a run stops after this many evaluations in a row without a lower loss; None: it does not.
         without_prompt: loss per supervised token of the base alone.
         curve: (step, loss) of every evaluation; step 0 is the initial prompt.
+        best_loss: the lowest finite loss so far; infinity if there is none.
         best: the prompt with the lowest loss, `[P, H]` on the CPU, as it was after `best_step` steps.
         stale: number of evaluations since the lowest loss.
     """
@@ -72,22 +73,19 @@ class Selection:
     patience: int | None = None
     without_prompt: float | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
+    best_loss: float = math.inf
     best: Tensor | None = None
     best_step: int = 0
     stale: int = 0
 
     def add(self, step: int, loss: float, prompt: Tensor) -> None:
         """Record the held-out loss of `prompt` after `step` steps; a loss that is not finite is never the best."""
-        if loss < self.best_loss:
+        if math.isfinite(loss) and loss < self.best_loss:
+            self.best_loss = loss
             self.best, self.best_step, self.stale = prompt.detach().cpu().clone(), step, 0
         else:
             self.stale += 1
         self.curve.append((step, loss))
-
-    @property
-    def best_loss(self) -> float:
-        """The lowest finite loss so far; infinity if there is none."""
-        return min((loss for _, loss in self.curve if math.isfinite(loss)), default=math.inf)
 
     @property
     def initial_loss(self) -> float | None:

@@ -22,6 +22,7 @@ from softprompt.errors import Diverged, Interrupted, UserError
 from softprompt.optim.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.packs.families import recomputable_layers
 from softprompt.prompt.file import prompt_bytes
+from softprompt.prompt.start import frequent_labels
 from softprompt.system.files import FileId, write_result
 from softprompt.system.process import deferred_signals
 from softprompt.tokens.encoded_splits import EncodedSplits
@@ -57,6 +58,8 @@ class Trainer:
         self.model, self.base, self.rows, self.config, self.report = model, base, rows, config, report or Report()
         self.weight = model.soft_prompt.weight
         self.recipe, self.data_name = Recipe.of(config, base, rows, self.weight), data_name(config.data)
+        of_answers = config.init == "answers" and config.init_from is None
+        self.init_ids = frequent_labels(rows.train_rows, len(self.weight)) if of_answers else []
         self.optimizer = PromptOptimizer(self.weight, config, scale_loss=base.precision == "fp16")
         if config.gradient_checkpointing:
             recomputable_layers(base.model)  # raises UserError if there are none
@@ -345,7 +348,7 @@ class Trainer:
             self.recipe,
             result,
             data=self.data_name,
-            num_virtual_tokens=len(self.weight),
+            init_ids=self.init_ids,
             learning_rate=self.optimizer.rate,
             train_loss=self.train_loss if result.step == self.step > 0 and math.isfinite(self.train_loss) else None,
             curve=self.selection.curve,
@@ -370,14 +373,14 @@ def _selection(content: dict[str, Any], tensors: dict[str, Tensor], *, patience:
     steps, losses = tensors["curve_steps"].tolist(), tensors["curve_losses"].tolist()
     without = None if content["without_prompt"] is None else from_number(content["without_prompt"])
     best, best_step, stale = tensors.get("best"), content["best_step"], content["stale"]
-    selection = Selection(patience, without, [], best, best_step, stale)
+    lowest = min((loss for loss in losses if math.isfinite(loss)), default=math.inf)
+    selection = Selection(patience, without, [], lowest, best, best_step, stale)
     rising = all(a < b for a, b in zip(steps, steps[1:], strict=False))
     if len(steps) != len(losses) or not rising or (steps and not 0 <= steps[0] <= steps[-1] <= content["step"]):
         raise Damaged("its held-out losses do not fit together")
     selection.curve = list(zip(steps, losses, strict=True))
-    lowest = dict(selection.curve).get(best_step)
-    fits = best is None or (lowest == selection.best_loss and bool(torch.isfinite(best).all()))
-    if not fits or (best is None) != math.isinf(selection.best_loss) or stale > len(steps):
+    fits = best is None or (dict(selection.curve).get(best_step) == lowest and bool(torch.isfinite(best).all()))
+    if not fits or (best is None) != math.isinf(lowest) or stale > len(steps):
         raise Damaged("its best prompt does not fit its held-out losses")
     if (without is None) != (not steps):
         raise Damaged("its held-out losses do not fit together")

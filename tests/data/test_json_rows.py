@@ -56,7 +56,7 @@ def stored(rows, folder):
     for row in rows:
         writer.add(row)
     table = Table.of(writer.finish())
-    return list(table.rows(table.columns))
+    return [row for _, row in table.rows(table.columns)]
 
 
 def same(found, expected):

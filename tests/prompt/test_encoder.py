@@ -8,7 +8,7 @@ from helpers.models import make_tokenizer
 from helpers.rows import ROWS
 
 from softprompt.base.loading import load_base
-from softprompt.data.row import Row
+from softprompt.data.row import Row, RowKinds
 from softprompt.errors import UserError
 from softprompt.prompt.encoder import encoder_for, encoder_of, metadata_of
 from softprompt.prompt.metadata import PromptMetadata
@@ -43,9 +43,9 @@ def test_a_round_trip_gives_the_same_ids(base, own, settings, last_turn_only):
     base.tokenizer.chat_template = own or None
     if settings.get("placement") and not own:
         with pytest.raises(UserError, match="`placement` system"):
-            encoder_for(base, ASKED, **settings)
+            encoder_for(base, RowKinds.of(*ASKED), **settings)
         return
-    encoder = encoder_for(base, ASKED, date="2026-03-04", last_turn_only=last_turn_only, **settings)
+    encoder = encoder_for(base, RowKinds.of(*ASKED), date="2026-03-04", last_turn_only=last_turn_only, **settings)
     found = again(encoder, base)
     assert found.encode(ASKED, max_length=80) == encoder.encode(ASKED, max_length=80)
     assert found.questions(ASKED) == encoder.questions(ASKED)
@@ -59,7 +59,7 @@ def test_a_round_trip_gives_the_same_ids(base, own, settings, last_turn_only):
 
 def test_a_base_with_another_template_of_its_own_still_asks_as_in_training(base):
     base.tokenizer.chat_template = TURNS
-    encoder = encoder_for(base, ASKED)
+    encoder = encoder_for(base, RowKinds.of(*ASKED))
     wanted = encoder.questions(ASKED)
     base.tokenizer.chat_template = "{{ messages }}"
     assert again(encoder, base).questions(ASKED) == wanted
@@ -74,14 +74,14 @@ def test_a_file_of_version_1_is_the_tutorials_without_bos(base):
 
 def test_texts_and_ids_need_no_template(base):
     texts = [Row(text="Once.", number=1), Row(text="Twice.", number=2)]
-    encoder = encoder_for(base, texts)
+    encoder = encoder_for(base, RowKinds.of(*texts))
     first, _ = encoder.encode(texts, max_length=99)
     assert first.labels == first.input_ids and first.input_ids[-1] == base.tokenizer.eos_token_id
     assert make_tokenizer().decode(first.input_ids[:-1]) == "Once."
     with pytest.raises(UserError, match="`template`: these rows are text"):
-        encoder_for(base, texts, template="plain")
+        encoder_for(base, RowKinds.of(*texts), template="plain")
     ids = [Row(encoded=([5, 6, 7], [-100, 6, 7]), number=1)]
-    (row,) = encoder_for(base, ids).encode(ids, max_length=2)
+    (row,) = encoder_for(base, RowKinds.of(*ids)).encode(ids, max_length=2)
     assert (row.input_ids, row.labels, row.num_cut) == ([5, 6], [-100, 6], 1)
 
 

@@ -7,7 +7,7 @@ from helpers import templates
 from helpers.templates import SHAPES
 from helpers.tokenizers import small_tokenizer
 
-from softprompt.data.row import Row
+from softprompt.data.row import Row, RowKinds
 from softprompt.errors import UserError
 from softprompt.prompt.encoder import encoder_for, encoder_of, metadata_of
 from softprompt.prompt.file import PromptMetadata
@@ -48,7 +48,7 @@ def require_same(encoder, again, rows):
 def test_the_named_templates(kind, template, system):
     for own in (None, templates.CHATML_DEFAULT):
         base = base_with(kind, own)
-        encoder = encoder_for(base, ROWS, template=template, system=system)
+        encoder = encoder_for(base, RowKinds.of(*ROWS), template=template, system=system)
         require_same(encoder, reread(encoder, base), ROWS)
         assert (encoder.bos_id is None) == (kind == "bytes")
 
@@ -59,7 +59,7 @@ def test_the_named_templates(kind, template, system):
 )
 def test_chat_templates(shape, placement):
     base = base_with("first", SHAPES[shape].text, end_ids=[0])
-    encoder = encoder_for(base, ROWS, placement=placement, date="2026-01-02")
+    encoder = encoder_for(base, RowKinds.of(*ROWS), placement=placement, date="2026-01-02")
     require_same(encoder, reread(encoder, base), ROWS)
     assert encoder.template.date == ("2026-01-02" if shape == "dated" else "") and 0 in encoder.end_ids
 
@@ -69,23 +69,23 @@ def test_chat_templates(shape, placement):
 )
 def test_rows_that_differ_behind_the_prompt(row):
     base = base_with("bytes", templates.TOOLS)
-    encoder = encoder_for(base, [*ROWS, row], placement="system")
+    encoder = encoder_for(base, RowKinds.of(*ROWS, row), placement="system")
     assert encoder.after_ids == []
     require_same(encoder, reread(encoder, base), [*ROWS, row])
-    assert encoder_for(base, ROWS, placement="system").after_ids != []
+    assert encoder_for(base, RowKinds.of(*ROWS), placement="system").after_ids != []
 
 
 def test_a_template_file(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text(templates.NO_SPECIAL, "utf-8")
     base = base_with("first", templates.CHATML)
-    encoder = encoder_for(base, ROWS, template=str(path))
+    encoder = encoder_for(base, RowKinds.of(*ROWS), template=str(path))
     path.unlink()  # the prompt file holds the text
     require_same(encoder, reread(encoder, base), ROWS)
 
 
 def test_a_later_template_of_the_base_changes_no_answer():
-    encoder = encoder_for(base_with("bytes", templates.CHATML), ROWS)
+    encoder = encoder_for(base_with("bytes", templates.CHATML), RowKinds.of(*ROWS))
     require_same(encoder, reread(encoder, base_with("bytes", templates.NO_SPECIAL)), ROWS)
     require_same(encoder, reread(encoder, base_with("bytes")), ROWS)
 
@@ -131,6 +131,6 @@ def test_a_file_that_states_nonsense_is_one_line(facts):
 
 
 def test_another_base_whose_tokenizer_writes_other_ids_around_the_prompt():
-    encoder = encoder_for(base_with("bytes", templates.CHATML), ROWS, placement="system")
+    encoder = encoder_for(base_with("bytes", templates.CHATML), RowKinds.of(*ROWS), placement="system")
     with pytest.raises(UserError, match=f"^{NAME}: this base's tokenizer writes other ids around the prompt"):
         reread(encoder, base_with("first", templates.CHATML))

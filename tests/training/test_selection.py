@@ -12,7 +12,6 @@ from softprompt import SoftPromptModel, load_prompt
 from softprompt.cli.text import describe_result
 from softprompt.engine.passes import Score
 from softprompt.tokens.encoded_splits import EncodedSplit
-from softprompt.tokens.encoding import EncodedRow, without_copies
 from softprompt.training import selection as selection_module
 from softprompt.training.report import Report
 from softprompt.training.selection import Losses, Result, Selection
@@ -127,11 +126,6 @@ def test_test_rows_are_scored_once_with_the_kept_prompt_and_change_nothing(model
     assert result.test.trained_prompt == mean_loss(trainer.model, trainer.rows.test_rows)
     lines = [json.loads(line) for line in (tmp_path / "run" / "p.run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines if "test_loss" in line] == ["none", "kept"]
-
-
-def test_copies_of_other_rows_are_left_out():
-    rows = [EncodedRow(ids, ids) for ids in ([1, 2], [3], [1, 2], [4, 5])]
-    assert without_copies(rows, [EncodedRow([1, 2], [-100, 2])]) == [rows[1], rows[3]]
 
 
 def test_a_run_that_helped_nothing_says_so_on_its_last_line(model_folder, rows_file, tmp_path):
