@@ -80,18 +80,12 @@ def prompt_files_of(rows: Sequence[Row], *, questions: str, default: str) -> lis
     Args:
         questions: the name under which the rows were given.
         default: the file of a row whose value is missing or blank.
-
-    Raises:
-        UserError: a value is not text.
     """
-    values = [row.others.get(COLUMN) for row in rows]
-    for row, value in zip(rows, values, strict=True):
-        if value is not None and not isinstance(value, str):
-            raise UserError(f"{questions}, row {row.number}: its {COLUMN} must be a path, not {value!r}"[:300])
-    if not any(value and value.strip() for value in values):
+    values = [str(row.others.get(COLUMN) or "").strip() for row in rows]
+    if not any(values):
         return []
     folder = _folder_of(questions)
-    return [os.path.join(folder, os.path.expanduser(each)) if each and each.strip() else default for each in values]
+    return [os.path.join(folder, os.path.expanduser(value)) if value else default for value in values]
 
 
 def load_for_rows(bank: PromptBank, files: Sequence[str], rows: Sequence[Row], name: str) -> list[BankedPrompt]:
