@@ -12,6 +12,7 @@ _HOMES = {
     "train": "softprompt.api",
     "load": "softprompt.api",
     "LoadedPrompt": "softprompt.api",
+    "LoadedPrompts": "softprompt.api",
     "TrainedPrompt": "softprompt.api",
     "SoftPromptEmbedding": "softprompt.prompt.embedding",
     "SoftPromptModel": "softprompt.engine.model",

@@ -18,7 +18,16 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from softprompt.analysis.curve import Curve, load_curve
-from softprompt.answering.batch import ANSWERED_TOGETHER, draw_seed, generate_batch, limit_of, new_token_budget, text_of
+from softprompt.answering.batch import (
+    ANSWERED_TOGETHER,
+    draw_seed,
+    front_of,
+    generate_batch,
+    kind_of,
+    limit_of,
+    new_token_budget,
+    text_of,
+)
 from softprompt.base.device import resolve_device
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.command_line import nearest_option
@@ -26,13 +35,13 @@ from softprompt.config.commands import DEFAULT_PROMPT_FILE, Hardware, Sampling, 
 from softprompt.config.options import require_types
 from softprompt.data.reading import Data
 from softprompt.data.row import Row
+from softprompt.engine.front import Front
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Diverged, Interrupted, UserError
 from softprompt.packs.batches import plan_batches
-from softprompt.prompt.embedding import SoftPromptEmbedding
-from softprompt.prompt.encoder import encoder_of
+from softprompt.prompt.bank import BankedPrompt, PromptBank
 from softprompt.prompt.file import PromptFile, load_prompt, prompt_bytes
-from softprompt.prompt.fit import check_same_base, load_prompt_base, require_room
+from softprompt.prompt.fit import load_prompt_base, require_room
 from softprompt.system.files import check_output_file, write_atomic
 from softprompt.system.process import quiet_libraries
 from softprompt.tokens.encoded_splits import EncodedSplits
@@ -94,27 +103,10 @@ class LoadedPrompt:
         """
         if isinstance(question, str):
             return self.answer([question], seed=seed, **sampling)[0]
-        if not isinstance(question, Sequence) or not all(isinstance(text, str) for text in question):
-            raise UserError(f"`question` {question!r}: must be text, or a list of texts")
-        if not isinstance(seed, int | None) or isinstance(seed, bool):
-            raise UserError(f"`seed` {seed!r}: must be int, not {type(seed).__name__}")
-        settings = _options(Sampling, sampling)
-        if settings.num_return_sequences != 1:
-            raise UserError("`num_return_sequences`: `answer` gives one answer to each question; ask it several times")
-        questions = self._encoder.questions([Row.asked(text) for text in question])
-        self._check(questions, settings)
-        seed = draw_seed() if seed is None else seed
-        answers: dict[int, str] = {}
-        # the caller's random state is left alone
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), quiet_libraries():
-            for places in plan_batches([len(ids) for ids in questions], ANSWERED_TOGETHER):
-                torch.manual_seed((seed + places[0]) % 2**63)
-                batch = generate_batch(
-                    self.model, self._encoder, settings, questions=[questions[place] for place in places]
-                )
-                answers |= {place: text_of(ids, self._encoder) for place, (ids,) in zip(places, batch, strict=True)}
-        return [answers[place] for place in range(len(questions))]
+        settings = _settings_of(question, seed, sampling)
+        ids = self._encoder.questions([Row.asked(text) for text in question])
+        asked = [_Asked(self._encoder, each, self.model.front) for each in ids]
+        return _answers(self.model, self._base, asked, settings, seed, mixed=False)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **generation_kwargs: Any) -> Tensor:
         """Call `SoftPromptModel.generate`, which takes the arguments of transformers' `generate`.
@@ -145,13 +137,90 @@ class LoadedPrompt:
         write_atomic(path, prompt_bytes(self.prompt, self.metadata))
         return path
 
-    def _check(self, questions: Sequence[list[int]], settings: Sampling) -> None:
-        """Raise `UserError` if the base has no embedding for an id, or no room in its context for an answer."""
-        require_known_ids(self._base, (id for ids in questions for id in ids))
-        limit = limit_of(settings, self._encoder)
-        for ids in questions:
-            tokens = len(ids) + new_token_budget(settings, len(ids), self._encoder)
-            require_room(self._base.model, len(self.model.front), tokens, option=limit)
+
+class LoadedPrompts:
+    """Several trained prompts on one base. Questions of different prompts share a batch.
+
+    Attributes:
+        names: `list[str]`, the prompt files as they were given to `load`.
+        model: `SoftPromptModel`, the base with the first prompt in front.
+        tokenizer: `PreTrainedTokenizerBase`, the tokenizer of the base.
+    """
+
+    def __init__(self, base: Base, prompts: Sequence[BankedPrompt]) -> None:
+        self._base, self._prompts = base, {prompt.name: prompt for prompt in prompts}
+        self.names, self.tokenizer = list(self._prompts), base.tokenizer
+        self.model = self[0].model
+
+    def __len__(self) -> int:
+        """The number of prompts."""
+        return len(self.names)
+
+    def __getitem__(self, prompt: str | int) -> LoadedPrompt:
+        """One of the prompts alone, by its name or its place.
+
+        Raises:
+            UserError: there is no such prompt.
+        """
+        found = self._of(prompt)
+        model = SoftPromptModel(self._base.model, found.prompt, found.encoder.before_ids, found.encoder.after_ids)
+        return LoadedPrompt(model, self._base, found.file, found.encoder)
+
+    def answer(
+        self,
+        question: Sequence[str],
+        *,
+        prompts: Sequence[str | int | None],
+        seed: int | None = None,
+        **sampling: Any,
+    ) -> list[str]:
+        """Answer questions in batches, each with a prompt of its own; a greedy answer is that of the prompt alone.
+
+        Args:
+            question: the texts. The template that its prompt was trained with is put around each.
+            prompts: for every question the name or the place of its prompt, or None for the base without a prompt.
+            seed, sampling: as in `LoadedPrompt.answer`.
+
+        Returns:
+            The texts of the answers in the order of the questions.
+
+        Raises:
+            UserError: as `LoadedPrompt.answer`; or there is no such prompt, or not one for each question.
+        """
+        settings = _settings_of(question, seed, sampling)
+        if isinstance(question, str) or len(prompts) != len(question):
+            raise UserError("`prompts`: give one for each question of a list of questions")
+        asked = []
+        for text, prompt in zip(question, prompts, strict=True):
+            encoder = self._of(0).encoder.baseline if prompt is None else self._of(prompt).encoder
+            (ids,) = encoder.questions([Row.asked(text)])
+            asked.append(_Asked(encoder, ids, self._front(prompt)))
+        return _answers(self.model, self._base, asked, settings, seed, mixed=True)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        prompts: Sequence[str | int | None],
+        **generation_kwargs: Any,
+    ) -> Tensor:
+        """Call `SoftPromptModel.generate` with a prompt for each row, by its name or its place; None is the base alone.
+
+        Shapes are as in `LoadedPrompt.generate`.
+        """
+        fronts = [self._front(prompt) for prompt in prompts]
+        return self.model.generate(input_ids, attention_mask, prompts=fronts, **generation_kwargs)
+
+    def _of(self, prompt: str | int) -> BankedPrompt:
+        if isinstance(prompt, int) and 0 <= prompt < len(self.names):
+            prompt = self.names[prompt]
+        if not isinstance(prompt, str) or prompt not in self._prompts:
+            raise UserError(f"`prompts` {prompt!r}: no such prompt; there are {', '.join(self.names)}")
+        return self._prompts[prompt]
+
+    def _front(self, prompt: str | int | None) -> Front:
+        return Front() if prompt is None else front_of(self._of(prompt))
 
 
 class TrainedPrompt(LoadedPrompt):
@@ -247,6 +316,7 @@ def train(
     return trained
 
 
+@overload
 def load(
     prompt_file: str | os.PathLike,
     *,
@@ -254,11 +324,33 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     allow_other_base: bool = False,
-) -> LoadedPrompt:
-    """Load a prompt file together with the base that it was trained on.
+) -> LoadedPrompt: ...
+
+
+@overload
+def load(
+    prompt_file: list[str] | list[os.PathLike] | tuple[str | os.PathLike, ...],
+    *,
+    model: str | os.PathLike | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    allow_other_base: bool = False,
+) -> LoadedPrompts: ...
+
+
+def load(
+    prompt_file: str | os.PathLike | list[str] | list[os.PathLike] | tuple[str | os.PathLike, ...],
+    *,
+    model: str | os.PathLike | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    allow_other_base: bool = False,
+) -> LoadedPrompt | LoadedPrompts:
+    """Load a prompt file together with the base that it was trained on; or several files on one base.
 
     Args:
-        prompt_file: path of a file that `train`, `LoadedPrompt.save` or a command wrote.
+        prompt_file: path of a file that `train`, `LoadedPrompt.save` or a command wrote; or a list of such paths, of
+            which the first says what the base is.
         model: the base to run the prompt on: a folder, a hub id or a `builtin:...` name; None takes the one that the
             file names.
         device: cpu, cuda, cuda:N or auto.
@@ -269,18 +361,73 @@ def load(
         UserError: the file or the base is missing or cannot be read, they do not belong together, or the device or
             the precision is not available.
     """
-    name = _path(prompt_file, "prompt_file")
+    given = list(prompt_file) if isinstance(prompt_file, list | tuple) else [prompt_file]
+    names = [_path(each, "prompt_file") for each in given]
+    if not names:
+        raise UserError("`prompt_file`: the list is empty; name at least one file")
     hardware = _options(Hardware, {"device": device, "precision": precision})
     model = None if model is None else _path(model, "model")
-    file = load_prompt(name)
+    first = load_prompt(names[0])
     place = resolve_device(hardware.device)
     with _torch_as_it_was(place), quiet_libraries():
-        base = load_prompt_base(file.facts, prompt_file=name, model=model, device=place, precision=hardware.precision)
-    check_same_base(file, base, prompt_file=name, allow_other=allow_other_base)
-    encoder = encoder_of(file.facts, base, prompt_file=name)
-    prompt = SoftPromptEmbedding.from_tensor(file.weight)
-    model_with_prompt = SoftPromptModel(base.model, prompt, encoder.before_ids, encoder.after_ids)
-    return LoadedPrompt(model_with_prompt, base, file, encoder)
+        base = load_prompt_base(
+            first.facts, prompt_file=names[0], model=model, device=place, precision=hardware.precision
+        )
+    bank = PromptBank(base, allow_other=allow_other_base)
+    prompts = LoadedPrompts(base, [bank.load(name) for name in names])
+    return prompts if isinstance(prompt_file, list | tuple) else prompts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A question: how it was written, its ids, and what stands in front of them."""
+
+    encoder: Encoder
+    ids: list[int]
+    front: Front
+
+    def check(self, base: Base, settings: Sampling) -> None:
+        """Raise `UserError` if the base has no embedding for an id, or no room in its context for an answer."""
+        require_known_ids(base, self.ids)
+        tokens = len(self.ids) + new_token_budget(settings, len(self.ids), self.encoder)
+        require_room(base.model, len(self.front), tokens, option=limit_of(settings, self.encoder))
+
+
+def _settings_of(question: object, seed: object, sampling: dict[str, Any]) -> Sampling:
+    """Return the options of `answer`; raises `UserError` if an argument of it is refused."""
+    if not isinstance(question, Sequence) or not all(isinstance(text, str) for text in question):
+        raise UserError(f"`question` {question!r}: must be text, or a list of texts")
+    if not isinstance(seed, int | None) or isinstance(seed, bool):
+        raise UserError(f"`seed` {seed!r}: must be int, not {type(seed).__name__}")
+    settings: Sampling = _options(Sampling, sampling)
+    if settings.num_return_sequences != 1:
+        raise UserError("`num_return_sequences`: `answer` gives one answer to each question; ask it several times")
+    return settings
+
+
+def _answers(
+    model: SoftPromptModel, base: Base, asked: Sequence[_Asked], settings: Sampling, seed: int | None, *, mixed: bool
+) -> list[str]:
+    """Answer questions in batches of similar length, whose answers end alike; `mixed` if their fronts differ."""
+    for each in asked:
+        each.check(base, settings)
+    seed = draw_seed() if seed is None else seed
+    answers: dict[int, str] = {}
+    # the caller's random state is left alone
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), quiet_libraries():
+        for kind in dict.fromkeys(kind_of(each.encoder) for each in asked):
+            alike = [place for place, each in enumerate(asked) if kind_of(each.encoder) == kind]
+            for batch in plan_batches([len(asked[place].ids) for place in alike], ANSWERED_TOGETHER):
+                places = [alike[place] for place in batch]
+                torch.manual_seed((seed + places[0]) % 2**63)
+                encoder, fronts = asked[places[0]].encoder, [asked[place].front for place in places]
+                questions = [asked[place].ids for place in places]
+                batch_answers = generate_batch(
+                    model, encoder, settings, questions=questions, fronts=fronts if mixed else None
+                )
+                answers |= {p: text_of(ids, asked[p].encoder) for p, (ids,) in zip(places, batch_answers, strict=True)}
+    return [answers[place] for place in range(len(asked))]
 
 
 def _train(given: dict[str, Any], in_memory: dict[str, Any], progress: bool) -> TrainedPrompt:

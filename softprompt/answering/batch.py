@@ -11,10 +11,12 @@ from transformers.generation.streamers import BaseStreamer
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, DEFAULT_NEW_TOKENS, Sampling
 from softprompt.data.row import Row
 from softprompt.engine.decoding import require_finite
+from softprompt.engine.front import Front
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
 from softprompt.packs.batches import plan_batches
 from softprompt.packs.families import can_pack
+from softprompt.prompt.bank import BankedPrompt
 from softprompt.prompt.fit import context_limit
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow, Encoder, decode_text
 
@@ -29,12 +31,15 @@ def generate_batch(
     sampling: Sampling,
     *,
     questions: Sequence[list[int]],
+    fronts: Sequence[Front] | None = None,
     streamer: BaseStreamer | None = None,
 ) -> list[list[list[int]]]:
     """Answer questions, given as ids, in one batch; one by one where a batch might differ (`answers_one_by_one`).
 
     Args:
         model: a base with a prompt, or a base alone.
+        encoder: how the questions were written, and what ends their answers.
+        fronts: what stands in front of every question, in place of the model's own front.
 
     Returns:
         For every question the ids of its `num_return_sequences` answers. Each ends with one of the encoder's `end_ids`
@@ -45,7 +50,13 @@ def generate_batch(
         NotFiniteLogits: no token can be chosen for a question; `row` is its place in `questions`.
     """
     if len(questions) > 1 and answers_one_by_one(model):
-        return [answers for ids in questions for answers in generate_batch(model, encoder, sampling, questions=[ids])]
+        return [
+            answers
+            for place, ids in enumerate(questions)
+            for answers in generate_batch(
+                model, encoder, sampling, questions=[ids], fronts=None if fronts is None else [fronts[place]]
+            )
+        ]
     tokenizer, end_ids = encoder.tokenizer, encoder.end_ids
     budgets = [new_token_budget(sampling, len(ids), encoder) for ids in questions]
     longest = max(len(ids) for ids in questions)
@@ -64,6 +75,7 @@ def generate_batch(
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         streamer=streamer,
         **({} if _decodes_here(model) else {"logits_processor": [FiniteLogits()]}),
+        **({} if fronts is None else {"prompts": fronts}),
         **NEUTRAL,
         **_draws(sampling),
     )
@@ -81,6 +93,16 @@ def answers_one_by_one(model: SoftPromptModel | PreTrainedModel) -> bool:
     one, runs through them.
     """
     return not can_pack(model.base_model if isinstance(model, SoftPromptModel) else model)
+
+
+def front_of(prompt: BankedPrompt) -> Front:
+    """Return what stands in front of the questions that `prompt.encoder` writes."""
+    return Front(prompt.encoder.before_ids, prompt.prompt.weight, prompt.encoder.after_ids)
+
+
+def kind_of(encoder: Encoder) -> tuple[object, ...]:
+    """Return what the questions of a batch have in common: what ends their answers, and how these are limited."""
+    return encoder.template.name, *encoder.end_ids
 
 
 def generate_answers(

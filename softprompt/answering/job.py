@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 
-from softprompt.answering.batch import draw_seed, generate_batch, limit_of, new_token_budget, text_of
+from softprompt.answering.batch import draw_seed, front_of, generate_batch, kind_of, limit_of, new_token_budget, text_of
 from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
 from softprompt.data.row import Row
+from softprompt.engine.front import Front
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, NotFiniteLogits, UserError
 from softprompt.packs.batches import plan_batches
+from softprompt.prompt.bank import BankedPrompt
 from softprompt.prompt.file import PromptFile
 from softprompt.prompt.fit import context_limit, require_room
 from softprompt.system.files import FileId
@@ -60,10 +62,12 @@ class JobReport:
 
 @dataclass(frozen=True)
 class Question:
-    """A row and the token ids of its question."""
+    """A row, how it is written, the token ids of its question, and what stands in front of them."""
 
     row: Row
+    encoder: Encoder
     ids: list[int]
+    front: Front
 
 
 def answer_rows(
@@ -75,6 +79,7 @@ def answer_rows(
     rows: Sequence[Row],
     name: str,
     prompt: PromptFile,
+    prompts: Sequence[BankedPrompt] = (),
     report: JobReport | None = None,
     replaces: FileId | None = None,
 ) -> None:
@@ -84,6 +89,7 @@ def answer_rows(
         name: what messages call the rows.
         encoder: how the prompt's file has rows written.
         prompt: the file of the model's prompt, whose hash `resume` compares.
+        prompts: the prompt of every row; empty if all rows have the model's.
         replaces: the file that the output may replace, as it was when the command began.
 
     Raises:
@@ -92,24 +98,18 @@ def answer_rows(
         Interrupted: SIGINT or SIGTERM arrived; all finished batches are saved.
     """
     report = report or JobReport()
-    questions = [Question(*pair) for pair in zip(rows, encoder.questions(rows), strict=True)]
+    questions = _written(model, encoder, rows, prompts)
     require_known_ids(base, (id for question in questions for id in question.ids))
-    front = len(model.front)
-    _check_room(questions, base, config, encoder, front, name)
-    file = _open(config, _recipe(questions, base, config, prompt.metadata["sha256"]), len(questions), report)
+    _check_room(questions, base, config, name)
+    prompt_sha256 = _sha256_of(prompt, prompts)
+    file = _open(config, _recipe(questions, base, config, prompt_sha256), len(questions), report)
     file.replaces = replaces
     waiting = [question for question in questions if question.row.number not in file.answers]
-    batches = plan_batches(
-        [len(question.ids) for question in waiting],
-        config.per_device_eval_batch_size,
-        largest_gap=_largest_gap(base, config, front),
-    )
+    batches = _batches(waiting, base, config)
     report.say(f"{name}: {len(rows):,} rows, {len(waiting):,} to answer in {len(batches):,} batches")
     start = time.perf_counter()
     try:
-        tokens = _answer_batches(
-            model, encoder, config, file, [[waiting[place] for place in places] for places in batches], report
-        )
+        tokens = _answer_batches(model, config, file, batches, report, mixed=bool(prompts))
         file.finish([_record(row, file.answers[row.number], config) for row in rows])
     except Interrupted as stop:
         raise Interrupted(stop.signum, file.place()) from None
@@ -127,24 +127,60 @@ def answer_rows(
         report.say(f"note: another file came to {planned} meanwhile and is kept, so the answers are in {file.path}")
 
 
+def _written(
+    model: SoftPromptModel, encoder: Encoder, rows: Sequence[Row], prompts: Sequence[BankedPrompt]
+) -> list[Question]:
+    """Return the questions of the rows, each as its own prompt has them; without `prompts` as `encoder` has them."""
+    encoders = [prompt.encoder for prompt in prompts] or [encoder] * len(rows)
+    fronts = {prompt: front_of(prompt) for prompt in prompts}
+    ids: dict[int, list[int]] = {}
+    for writer in dict.fromkeys(encoders):
+        places = [place for place, each in enumerate(encoders) if each is writer]
+        ids |= dict(zip(places, writer.questions([rows[place] for place in places]), strict=True))
+    return [
+        Question(row, encoders[place], ids[place], fronts[prompts[place]] if prompts else model.front)
+        for place, row in enumerate(rows)
+    ]
+
+
+def _batches(waiting: Sequence[Question], base: Base, config: GenerateConfig) -> list[list[Question]]:
+    """Group questions of one kind and of similar length."""
+    batches = []
+    for kind in dict.fromkeys(kind_of(question.encoder) for question in waiting):
+        alike = [question for question in waiting if kind_of(question.encoder) == kind]
+        places = plan_batches(
+            [len(question.ids) for question in alike],
+            config.per_device_eval_batch_size,
+            largest_gap=_largest_gap(base, config, max(len(question.front) for question in alike)),
+        )
+        batches += [[alike[place] for place in batch] for batch in places]
+    return batches
+
+
 def _answer_batches(
     model: SoftPromptModel,
-    encoder: Encoder,
     config: GenerateConfig,
     file: AnswerFile,
     batches: list[list[Question]],
     report: JobReport,
+    *,
+    mixed: bool,
 ) -> int:
-    """Answer and save batch by batch; return the number of tokens in the answers."""
+    """Answer and save batch by batch; return the number of tokens in the answers.
+
+    Args:
+        mixed: the questions have fronts of their own.
+    """
     tokens = 0
     report.begin(len(file.answers), file.num_rows)
     try:
         for batch in batches:
             numbers = [question.row.number for question in batch]
             torch.manual_seed(_batch_seed(file.header["seed"], numbers[0]))
-            ids = [question.ids for question in batch]
+            ids, encoder = [question.ids for question in batch], batch[0].encoder
+            fronts = [question.front for question in batch] if mixed else None
             try:
-                answers = generate_batch(model, encoder, config, questions=ids)
+                answers = generate_batch(model, encoder, config, questions=ids, fronts=fronts)
             except NotFiniteLogits as error:
                 number = numbers[error.row // config.num_return_sequences]
                 raise UserError(f"`instructions`, row {number}: {error}; {file.place()}") from error
@@ -156,15 +192,13 @@ def _answer_batches(
     return tokens
 
 
-def _check_room(
-    questions: Sequence[Question], base: Base, config: GenerateConfig, encoder: Encoder, front: int, name: str
-) -> None:
+def _check_room(questions: Sequence[Question], base: Base, config: GenerateConfig, name: str) -> None:
     """Raise a `UserError` that names the first row whose question leaves no room for its answer."""
-    limit = limit_of(config, encoder)
     for question in questions:
+        encoder = question.encoder
         try:
             text_tokens = len(question.ids) + new_token_budget(config, len(question.ids), encoder)
-            require_room(base.model, front, text_tokens, option=limit)
+            require_room(base.model, len(question.front), text_tokens, option=limit_of(config, encoder))
         except UserError as error:
             raise UserError(f"{name}, row {question.row.number}: {error}") from None
 
@@ -179,6 +213,14 @@ def _largest_gap(base: Base, config: GenerateConfig, front: int) -> int | None:
     if limit is None or config.max_new_tokens is not None:
         return None
     return limit - front - (config.max_length or DEFAULT_MAX_LENGTH)
+
+
+def _sha256_of(prompt: PromptFile, prompts: Sequence[BankedPrompt]) -> str:
+    """Return the hash of the prompt or, of many, of the hashes of all rows' prompts."""
+    if not prompts:
+        return prompt.metadata["sha256"]
+    hashes = [each.file.metadata["sha256"] for each in prompts]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def _recipe(questions: Sequence[Question], base: Base, config: GenerateConfig, prompt_sha256: str) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Answer a question, or a file of them, with a frozen causal language model and a tuned soft prompt."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -60,11 +61,13 @@ def answer_one(config: GenerateConfig) -> None:
 def answer_many(config: GenerateConfig) -> None:
     """Answer every row of `--instructions` into the output file."""
     from softprompt.answering.job import answer_rows
-    from softprompt.answering.output import reserved_answers
+    from softprompt.answering.output import answers_path, refuse_sources, reserved_answers
     from softprompt.cli.terminal import TerminalJobReport
     from softprompt.cli.text import describe_answering, describe_notes
     from softprompt.data.splits import load_questions
+    from softprompt.prompt.bank import PromptBank, load_for_rows, prompt_files_of
 
+    assert config.instructions is not None
     settle()
     report = TerminalJobReport()
     with reserved_answers(config, report.say) as replaces:
@@ -73,10 +76,30 @@ def answer_many(config: GenerateConfig) -> None:
         )
         for line in describe_notes(notes):
             report.say(line)
+        files = prompt_files_of(rows, questions=config.instructions, default=config.prompt_file)
+        refuse_sources(answers_path(config), prompt_files=files, rows=None, option="instructions")
+        if files:  # the base is that of the first row's prompt
+            config = dataclasses.replace(config, prompt_file=files[0])
         model, base, prompt, encoder = load_prompted_base(config)
         for line in describe_answering(base):
             report.say(line)
-        answer_rows(model, base, encoder, config, rows=rows, name=name, prompt=prompt, report=report, replaces=replaces)
+        bank = PromptBank(base, allow_other=config.allow_other_base)
+        prompts = load_for_rows(bank, files, rows, name) if files else ()
+        for each in dict.fromkeys(prompts):
+            if each.remark and each.name != config.prompt_file:  # of which `load_prompted_base` has told
+                report.say(f"note: {each.name}: {each.remark}")
+        answer_rows(
+            model,
+            base,
+            encoder,
+            config,
+            rows=rows,
+            name=name,
+            prompt=prompt,
+            prompts=prompts,
+            report=report,
+            replaces=replaces,
+        )
 
 
 def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, PromptFile, Encoder]":

@@ -7,11 +7,13 @@ Every row of the batch uses the same slots; T counts its pads too:
     position   0 .. F-1   none, then F, F+1, ..  one more each
 
 All rows fill the same slots in the same forward pass, whatever their length. Only the positions decide which slots a
-row sees. Letters in shapes: the B rows have S slots each, of which a forward pass fills L and looks at K; there are Q
+row sees. Rows may have fronts of their own: F is then the longest, and the slots that a shorter front leaves free are
+pads. Letters in shapes: the B rows have S slots each, of which a forward pass fills L and looks at K; there are Q
 query heads and G key heads, each D wide.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,22 +27,27 @@ PAD = 1 << 30  # the position of a pad: it comes after every real token, so caus
 class Cache:
     """Keys and values `[B, G, S, D]` of every layer, and the slots that the current forward pass fills."""
 
-    def __init__(self, positions: Tensor, front: "Cache | None" = None) -> None:
+    def __init__(self, positions: Tensor, fronts: "Cache | Sequence[Cache]" = ()) -> None:
         """Make room for slots with these `positions`, int64 `[B, S]`.
 
         Args:
-            front: a cache of one row, whose F slots become the first slots of every row.
+            fronts: a cache of one row, whose F slots become the first slots of every row; or one such cache for each
+                of the B rows.
         """
         self.padded = bool((positions == PAD).any())
         # [B or 1, S]: without pads, all rows have the same positions
         self.positions = positions if self.padded else positions[:1]
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
-        if front is not None:
+        fronts = [fronts] * len(positions) if isinstance(fronts, Cache) else fronts
+        for front in dict.fromkeys(fronts):
+            of_front = [row for row, each in enumerate(fronts) if each is front]
+            rows = slice(None) if len(of_front) == len(fronts) else of_front
             for mine, given in ((self.keys, front.keys), (self.values, front.values)):
                 for layer, tensor in given.items():
-                    mine[layer] = _room(tensor, positions.shape[1], len(positions))
-                    mine[layer][:, :, : tensor.shape[2]] = tensor
+                    if layer not in mine:
+                        mine[layer] = _room(tensor, positions.shape[1], len(positions))
+                    mine[layer][rows, :, : tensor.shape[2]] = tensor
 
     def begin(self, slots: Tensor, seen: int | None = None) -> None:
         """Start a forward pass that fills `slots`, consecutive indices, int64 `[L]`.
@@ -81,12 +88,18 @@ class Cache:
         return self._biases[key]
 
 
-def slot_positions(mask: Tensor, front_length: int, new_tokens: int) -> Tensor:
+def slot_positions(mask: Tensor, front_length: int | Sequence[int], new_tokens: int) -> Tensor:
     """The positions of all slots, int64 `[B, F + T + new]`, from the attention_mask `[B, T]` of a left-padded text.
 
     Real tokens are counted from 0, the front's first; pads get `PAD`.
+
+    Args:
+        front_length: F, or the length of every row's own front, of which F is the largest.
     """
-    real = F.pad(mask != 0, (front_length, new_tokens), value=True)
+    lengths = [front_length] if isinstance(front_length, int) else front_length
+    ends = torch.tensor(lengths, device=mask.device)[:, None]  # [1 or B, 1]
+    in_front = torch.arange(max(lengths), device=mask.device) < ends
+    real = torch.cat([in_front.expand(len(mask), -1), F.pad(mask != 0, (0, new_tokens), value=True)], dim=1)
     return (real.cumsum(1) - 1).masked_fill(~real, PAD)
 
 

@@ -8,7 +8,7 @@ random draws are therefore those of transformers' own loop.
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -89,10 +89,12 @@ def text_lengths(base_model: PreTrainedModel, settings: dict, text_length: int) 
 def front_cache(base_model: PreTrainedModel, embeds: Tensor) -> Cache:
     """Run a front's embeddings `[F, H]`, in the base's dtype, through the base: a cache of one row and F slots.
 
-    Every later batch copies from this cache.
+    An empty front has an empty cache. Every later batch copies from this cache.
     """
     slots = torch.arange(len(embeds), device=embeds.device)
     cache = Cache(slots[None])
+    if len(embeds) == 0:
+        return cache
     cache.begin(slots, len(embeds))
     with running(base_model) as run:
         run(cache, embeds[None])
@@ -106,25 +108,27 @@ def decode(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    front: Cache,
+    fronts: Sequence[Cache],
     streamer: BaseStreamer | None,
     **model_inputs: Tensor | None,
 ) -> Tensor:
-    """Decode in place of the loop of `generate`, which prepares and passes all but `front` and `streamer`.
+    """Decode in place of the loop of `generate`, which prepares and passes all but `fronts` and `streamer`.
 
     Args:
         input_ids: int64 `[B, T]`, left-padded; no row consists of pads alone.
-        front: the cache that `front_cache` made.
+        fronts: caches that `front_cache` made: one for all rows, or one for each row before `generate` repeated rows.
         model_inputs: contains `attention_mask`, `[B, T]` with 0 at pads, or None if there are no pads.
 
     Returns:
         int64 `[B, T + new]`.
     """
     rows, length = input_ids.shape
-    start, limit = front.positions.shape[1], generation_config.max_length
+    fronts = [front for front in fronts for _ in range(rows // len(fronts))]
+    lengths = [front.positions.shape[1] for front in fronts]
+    start, limit = max(lengths), generation_config.max_length
     mask = model_inputs["attention_mask"]
     mask = torch.ones_like(input_ids) if mask is None else mask
-    cache = Cache(slot_positions(mask, start, limit - length), front)
+    cache = Cache(slot_positions(mask, lengths, limit - length), fronts)
     choose = _draw if generation_config.do_sample else functools.partial(torch.argmax, dim=-1)
     # the annotation is for type checkers: transformers' own asks for a LongTensor, and no tensor is of that class
     processors: Callable[..., Tensor] = LogitsProcessorList(each for each in logits_processor if not _idle(each))

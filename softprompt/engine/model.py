@@ -15,9 +15,9 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from softprompt.base.vocabulary import embedding_weight
-from softprompt.engine.cache import Cache
-from softprompt.engine.decoding import can_decode, decode, front_cache, text_lengths
+from softprompt.engine.decoding import can_decode, decode, text_lengths
 from softprompt.engine.front import Front
+from softprompt.engine.fronts import FrontCaches
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.errors import UserError
 from softprompt.packs.families import can_pack
@@ -70,7 +70,7 @@ class SoftPromptModel(nn.Module):
         self.base_model = base_model.requires_grad_(False)
         self.soft_prompt = soft_prompt.to(base_model.device)
         self._before, self._after = tuple(before), tuple(after)
-        self._cached: tuple[Tensor, Cache] | None = None  # the last front that generated, and its keys and values
+        self.front_caches = FrontCaches()
         self.train()
 
     @property
@@ -150,7 +150,14 @@ class SoftPromptModel(nn.Module):
         return self._base_logits(embeds, mask, places), targets[:, places]
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **generation_kwargs) -> Tensor:
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        prompts: Sequence[Front | SoftPromptEmbedding | None] | None = None,
+        **generation_kwargs,
+    ) -> Tensor:
         """Run transformers' `generate` behind the front, with all of its arguments.
 
         `max_length`, `min_length` and the repetition penalty count text ids only, never the front. Greedy
@@ -160,22 +167,30 @@ class SoftPromptModel(nn.Module):
         Args:
             input_ids: int64 `[B, T]`.
             attention_mask: `[B, T]`, 0 at pads, which may be anywhere in a row.
+            prompts: what stands in front of each of the B rows, in place of this model's own front: a `Front`, a prompt
+                between this model's ids before and after, or None for the base alone. A row gets what it gets alone.
+                Rows of one batch share every forward pass where `decoding.py` decodes, and else run one by one.
 
         Returns:
             int64 `[B, T + new]`: `input_ids` followed by the new ids, as the base's own `generate` returns them.
 
         Raises:
             UserError: there is no room for a new token; or one of transformers' own loops would run on padded rows in
-                fp64, where BLOOM's fp32 softmax turns pads into NaN.
+                fp64, where BLOOM's fp32 softmax turns pads into NaN; or `prompts` are not one for each row, do not fit
+                the base, or leave a row with nothing to go on from.
         """
+        fronts = [self.front] if prompts is None else self._fronts(prompts, len(input_ids))
         settings = text_lengths(self.base_model, generation_kwargs, input_ids.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).long()
         order = mask.argsort(dim=1, stable=True)  # left-padded, so that new tokens follow the text
         ids, mask = input_ids.gather(1, order), mask.gather(1, order)
         generate: Any = self.base_model.generate  # causal LMs have it, PreTrainedModel alone does not
         if mask[:, -1:].numel() and mask[:, -1].all() and can_decode(self.base_model, settings):
-            loop = functools.partial(decode, front=self._cached_front(), streamer=settings.get("streamer"))
+            caches = [self.front_caches.of(self.base_model, front) for front in fronts]
+            loop = functools.partial(decode, fronts=caches, streamer=settings.get("streamer"))
             output = generate(ids, attention_mask=mask, custom_generate=loop, **settings)
+        elif prompts is not None:
+            output = self._generate_one_by_one(fronts, ids, mask, settings)
         else:
             embeds, mask, _ = self._place(ids, mask, pads_last=False)
             if embeds.dtype == torch.float64 and not mask.all():
@@ -186,12 +201,43 @@ class SoftPromptModel(nn.Module):
         sequences[:, : ids.shape[1]] = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
         return output
 
-    def _cached_front(self) -> Cache:
-        """The front's keys and values; they are computed again only if its embeddings or their dtype have changed."""
-        embeds = self._embed(_no_text(self.base_model))[0]  # [F, H]
-        if self._cached is None or not _same(self._cached[0], embeds):
-            self._cached = (embeds, front_cache(self.base_model, embeds))
-        return self._cached[1]
+    def _fronts(self, prompts: Sequence[Front | SoftPromptEmbedding | None], rows: int) -> list[Front]:
+        """Return the front of every row; raises `UserError` if one does not fit."""
+        if len(prompts) != rows:
+            raise UserError(f"`prompts`: {len(prompts)} for {rows} rows; give one for each, None for the base alone")
+        fronts = []
+        for row, prompt in enumerate(prompts):
+            if isinstance(prompt, SoftPromptEmbedding):
+                prompt = Front(self._before, prompt.weight, self._after)
+            front = Front() if prompt is None else prompt
+            width = self.soft_prompt.hidden_size
+            if front.prompt is not None and front.prompt.shape[-1] != width:
+                wide = front.prompt.shape[-1]
+                raise UserError(f"`prompts`, row {row}: is {wide} wide, the base's embeddings {width}")
+            _require_embeddings(self.base_model, before=front.before, after=front.after)
+            fronts.append(front)
+        return fronts
+
+    def _generate_one_by_one(self, fronts: Sequence[Front], ids: Tensor, mask: Tensor, settings: dict) -> Tensor:
+        """Run transformers' own `generate` for each row behind its front: int64 `[B * answers, T + new]`.
+
+        Behind a row that ends earlier than others stands the pad id.
+        """
+        if settings.get("return_dict_in_generate") or settings.get("streamer") is not None:
+            raise UserError("`prompts`: here rows run one by one, without `return_dict_in_generate` and `streamer`")
+        generate: Any = self.base_model.generate
+        new_ids: list[Tensor] = []
+        for row, front in enumerate(fronts):
+            text = ids[row, mask[row] == 1][None]
+            embeds = torch.cat(front.embeds(self.base_model.get_input_embeddings(), text), dim=1)
+            if embeds.shape[1] == 0:
+                raise UserError(f"`prompts`, row {row}: has neither a prompt nor text to go on from")
+            seen = torch.ones(embeds.shape[:2], dtype=torch.long, device=ids.device)
+            new_ids += generate(text, inputs_embeds=embeds, attention_mask=seen, **settings)[:, text.shape[1] :]
+        pads = (settings.get("pad_token_id"), self.generation_config.pad_token_id, 0)
+        pad = next(each for each in pads if each is not None)
+        new = torch.nn.utils.rnn.pad_sequence(new_ids, batch_first=True, padding_value=pad)
+        return torch.cat([ids.repeat_interleave(len(new) // len(ids), dim=0), new], dim=1)
 
     def trainable_parameters_line(self) -> str:
         """How many parameters train, out of how many, in PEFT's wording."""
@@ -253,22 +299,12 @@ def _one_token(base_model: PreTrainedModel) -> Tensor:
     return torch.zeros(1, dtype=torch.long, device=base_model.device)
 
 
-def _no_text(base_model: PreTrainedModel) -> Tensor:
-    """One row without ids, `[1, 0]`, on the base's device."""
-    return torch.zeros(1, 0, dtype=torch.long, device=base_model.device)
-
-
 def _require_embeddings(base_model: PreTrainedModel, **fronts: Sequence[int]) -> None:
     size = len(embedding_weight(base_model.get_input_embeddings()))
     for name, ids in fronts.items():
         for id in ids:
             if not 0 <= id < size:
                 raise UserError(f"`{name}` holds id {id}; the base has embeddings for the ids 0 to {size - 1}")
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same numbers, in the same dtype and on the same device."""
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _next_labels(labels: Tensor, order: Tensor | None) -> Tensor:

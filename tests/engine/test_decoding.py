@@ -9,6 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
 from softprompt.engine import decoding
+from softprompt.engine import fronts as fronts_module
 from softprompt.engine import model as model_module
 from softprompt.engine.cache import PAD, Cache, bias, slot_positions
 from softprompt.packs import cpu_kernels
@@ -111,7 +112,7 @@ def test_the_prompt_runs_once_until_it_changes(monkeypatch):
         runs.append(prompt)
         return decoding.front_cache(base_model, prompt)
 
-    monkeypatch.setattr(model_module, "front_cache", counted)
+    monkeypatch.setattr(fronts_module, "front_cache", counted)
     model, ids = soft_model(make_family("bloom")), torch.stack(texts(6, 6))
     first = [model.generate(ids, **GREEDY) for _ in range(3)]
     assert len(runs) == 1 and torch.equal(first[0], first[2])

@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
 from softprompt.answering.batch import answers_beside_references, greedy_answers
 from softprompt.engine import decoding
-from softprompt.engine import model as model_module
+from softprompt.engine import fronts as fronts_module
 from softprompt.engine.forward import pack_loss, pack_scores
 from softprompt.engine.front import Front
 from softprompt.engine.passes import pass_losses, row_scores
@@ -313,7 +313,7 @@ def test_the_front_runs_once_until_it_changes(monkeypatch):
         runs.append(len(embeds))
         return decoding.front_cache(base_model, embeds)
 
-    monkeypatch.setattr(model_module, "front_cache", counted)
+    monkeypatch.setattr(fronts_module, "front_cache", counted)
     base, ids = make_family("gemma3_text"), torch.tensor([draw_ids(6, 1)] * 2)
     model, front = soft_model(base, (3, 4, 2)), front_of((3, 4, 2))
     for _ in range(3):
