@@ -8,20 +8,18 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from softprompt.answering.batch import draw_seed, front_of, generate_batch, kind_of, limit_of, new_token_budget, text_of
+from softprompt.answering.batch import draw_seed, generate_batch, limit_of, new_token_budget, text_of
 from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
+from softprompt.answering.questions import Question, Questions, Walk, plan
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
 from softprompt.data.row import Row
-from softprompt.engine.front import Front
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, NotFiniteLogits, UserError
-from softprompt.packs.batches import plan_batches
 from softprompt.prompt.bank import BankedPrompt
 from softprompt.prompt.file import PromptFile
 from softprompt.prompt.fit import context_limit, require_room
@@ -60,16 +58,6 @@ class JobReport:
         """All rows are answered, or the job was stopped."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """A row, how it is written, the token ids of its question, and what stands in front of them."""
-
-    row: Row
-    encoder: Encoder
-    ids: list[int]
-    front: Front
-
-
 def answer_rows(
     model: SoftPromptModel,
     base: Base,
@@ -98,19 +86,19 @@ def answer_rows(
         Interrupted: SIGINT or SIGTERM arrived; all finished batches are saved.
     """
     report = report or JobReport()
-    questions = _written(model, encoder, rows, prompts)
-    require_known_ids(base, (id for question in questions for id in question.ids))
-    _check_room(questions, base, config, name)
+    questions = Questions(model, encoder, rows, prompts)
+    found = questions.walk(lambda question: _check_room(question, base, config, name))
+    require_known_ids(base, [found.largest_id])
     prompt_sha256 = _sha256_of(prompt, prompts)
-    file = _open(config, _recipe(questions, base, config, prompt_sha256), len(questions), report)
+    file = _open(config, _recipe(found, base, config, prompt_sha256), len(rows), report)
     file.replaces = replaces
-    waiting = [question for question in questions if question.row.number not in file.answers]
-    batches = _batches(waiting, base, config)
+    waiting = [place for place, number in enumerate(found.numbers) if number not in file]
+    batches = plan(found, waiting, config.per_device_eval_batch_size, lambda front: _largest_gap(base, config, front))
     report.say(f"{name}: {len(rows):,} rows, {len(waiting):,} to answer in {len(batches):,} batches")
     start = time.perf_counter()
     try:
-        tokens = _answer_batches(model, config, file, batches, report, mixed=bool(prompts))
-        file.finish([_record(row, file.answers[row.number], config) for row in rows])
+        tokens = _answer_batches(model, config, file, questions, batches, report)
+        file.finish(_record(row, file.answers_of(row.number), config) for row in rows)
     except Interrupted as stop:
         raise Interrupted(stop.signum, file.place()) from None
     except OSError as error:
@@ -127,58 +115,24 @@ def answer_rows(
         report.say(f"note: another file came to {planned} meanwhile and is kept, so the answers are in {file.path}")
 
 
-def _written(
-    model: SoftPromptModel, encoder: Encoder, rows: Sequence[Row], prompts: Sequence[BankedPrompt]
-) -> list[Question]:
-    """Return the questions of the rows, each as its own prompt has them; without `prompts` as `encoder` has them."""
-    encoders = [prompt.encoder for prompt in prompts] or [encoder] * len(rows)
-    fronts = {prompt: front_of(prompt) for prompt in prompts}
-    ids: dict[int, list[int]] = {}
-    for writer in dict.fromkeys(encoders):
-        places = [place for place, each in enumerate(encoders) if each is writer]
-        ids |= dict(zip(places, writer.questions([rows[place] for place in places]), strict=True))
-    return [
-        Question(row, encoders[place], ids[place], fronts[prompts[place]] if prompts else model.front)
-        for place, row in enumerate(rows)
-    ]
-
-
-def _batches(waiting: Sequence[Question], base: Base, config: GenerateConfig) -> list[list[Question]]:
-    """Group questions of one kind and of similar length."""
-    batches = []
-    for kind in dict.fromkeys(kind_of(question.encoder) for question in waiting):
-        alike = [question for question in waiting if kind_of(question.encoder) == kind]
-        places = plan_batches(
-            [len(question.ids) for question in alike],
-            config.per_device_eval_batch_size,
-            largest_gap=_largest_gap(base, config, max(len(question.front) for question in alike)),
-        )
-        batches += [[alike[place] for place in batch] for batch in places]
-    return batches
-
-
 def _answer_batches(
     model: SoftPromptModel,
     config: GenerateConfig,
     file: AnswerFile,
-    batches: list[list[Question]],
+    questions: Questions,
+    batches: list[list[int]],
     report: JobReport,
-    *,
-    mixed: bool,
 ) -> int:
-    """Answer and save batch by batch; return the number of tokens in the answers.
-
-    Args:
-        mixed: the questions have fronts of their own.
-    """
+    """Answer and save batch by batch; return the number of tokens in the answers."""
     tokens = 0
-    report.begin(len(file.answers), file.num_rows)
+    report.begin(file.num_answered, file.num_rows)
     try:
-        for batch in batches:
+        for places in batches:
+            batch = questions.at(places)
             numbers = [question.row.number for question in batch]
             torch.manual_seed(_batch_seed(file.header["seed"], numbers[0]))
             ids, encoder = [question.ids for question in batch], batch[0].encoder
-            fronts = [question.front for question in batch] if mixed else None
+            fronts = [question.front for question in batch] if questions.mixed else None
             try:
                 answers = generate_batch(model, encoder, config, questions=ids, fronts=fronts)
             except NotFiniteLogits as error:
@@ -192,15 +146,14 @@ def _answer_batches(
     return tokens
 
 
-def _check_room(questions: Sequence[Question], base: Base, config: GenerateConfig, name: str) -> None:
-    """Raise a `UserError` that names the first row whose question leaves no room for its answer."""
-    for question in questions:
-        encoder = question.encoder
-        try:
-            text_tokens = len(question.ids) + new_token_budget(config, len(question.ids), encoder)
-            require_room(base.model, len(question.front), text_tokens, option=limit_of(config, encoder))
-        except UserError as error:
-            raise UserError(f"{name}, row {question.row.number}: {error}") from None
+def _check_room(question: Question, base: Base, config: GenerateConfig, name: str) -> None:
+    """Raise a `UserError` that names the row if a question leaves no room for its answer."""
+    encoder = question.encoder
+    try:
+        text_tokens = len(question.ids) + new_token_budget(config, len(question.ids), encoder)
+        require_room(base.model, len(question.front), text_tokens, option=limit_of(config, encoder))
+    except UserError as error:
+        raise UserError(f"{name}, row {question.row.number}: {error}") from None
 
 
 def _largest_gap(base: Base, config: GenerateConfig, front: int) -> int | None:
@@ -223,11 +176,10 @@ def _sha256_of(prompt: PromptFile, prompts: Sequence[BankedPrompt]) -> str:
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
-def _recipe(questions: Sequence[Question], base: Base, config: GenerateConfig, prompt_sha256: str) -> dict[str, object]:
+def _recipe(found: Walk, base: Base, config: GenerateConfig, prompt_sha256: str) -> dict[str, object]:
     """Return the facts and options that must be the same in a resumed run; the seed is kept beside them."""
-    rows = [[dict(question.row.columns), question.ids] for question in questions]
     facts = {
-        "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        "rows": found.sha256,
         "prompt": prompt_sha256,
         "base": base.fingerprint.sha256,
         "precision": base.precision,
@@ -257,7 +209,7 @@ def _open(config: GenerateConfig, recipe: dict[str, Any], num_rows: int, report:
         before = header["recipe"]["options"] | {"seed": header["seed"]}
         _require_same(header["recipe"] | {"options": before}, recipe | {"options": recipe["options"] | given})
         file = AnswerFile.go_on(path, header, num_rows)
-        report.say(f"resumed from {partial}: {len(file.answers):,} rows are answered")
+        report.say(f"resumed from {partial}: {file.num_answered:,} rows are answered")
     else:
         seed = draw_seed() if config.seed is None else config.seed
         file = AnswerFile.start(path, {"recipe": recipe, "seed": seed, "overwrite": config.overwrite}, num_rows)

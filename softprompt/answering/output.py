@@ -5,10 +5,11 @@ synced to disk before the next one begins, so a crash loses only the batch in pr
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from softprompt.config.commands import GenerateConfig
@@ -20,15 +21,29 @@ from softprompt.system.locks import hold_lock
 
 KIND = "softprompt answers"
 VERSION = 1
+BATCHES_READ = 256  # so many batches are kept in memory while the output is written
 
 
 class AnswerFile:
-    """Answers by row number, which are saved batch by batch; `header` is the first line of the partial file."""
+    """Answers by row number, which are saved batch by batch and stay on the disk.
 
-    def __init__(self, path: Path, header: dict, num_rows: int, answers: dict[int, list[str]]) -> None:
-        self.path, self.header, self.num_rows, self.answers = path, header, num_rows, answers
+    `header` is the first line of the partial file.
+    """
+
+    def __init__(self, path: Path, header: dict, num_rows: int, lines: dict[int, int]) -> None:
+        """Take what is known of a partial file: `lines` says for the number of a row where its batch's line begins."""
+        self.path, self.header, self.num_rows, self._lines = path, header, num_rows, lines
         self.replaces: FileId | None = None  # the file that the output may replace
         self.partial = partial_path(path)
+        # neighbours in the file of rows may lie in any of the batches
+        self._batch_at = functools.lru_cache(maxsize=BATCHES_READ)(self._read_batch)
+
+    def _read_batch(self, start: int) -> dict[int, list[str]]:
+        with self.partial.open("rb") as file:
+            file.seek(start)
+            batch = _batch(file.readline())
+        assert batch is not None  # this process wrote the line, or has read it
+        return batch
 
     @classmethod
     def start(cls, path: Path, header: dict, num_rows: int) -> "AnswerFile":
@@ -41,38 +56,50 @@ class AnswerFile:
     def go_on(cls, path: Path, header: dict, num_rows: int) -> "AnswerFile":
         """Read what a stopped run saved, and drop the first line that a crash damaged and all lines behind it."""
         partial = partial_path(path)
-        first, *lines = partial.read_bytes().splitlines(keepends=True)
-        answers: dict[int, list[str]] = {}
-        whole = len(first)
-        for line in lines:
-            batch = _batch(line)
-            if batch is None:
-                break
-            answers |= batch
-            whole += len(line)
+        with partial.open("rb") as file:
+            whole, known = len(file.readline()), dict[int, int]()
+            for line in file:
+                batch = _batch(line)
+                if batch is None:
+                    break
+                known |= dict.fromkeys(batch, whole)
+                whole += len(line)
         os.truncate(partial, whole)
-        return cls(path, header, num_rows, answers)
+        return cls(path, header, num_rows, known)
+
+    def __contains__(self, number: int) -> bool:
+        """Whether the row of this number is answered."""
+        return number in self._lines
+
+    @property
+    def num_answered(self) -> int:
+        """How many rows are answered."""
+        return len(self._lines)
+
+    def answers_of(self, number: int) -> list[str]:
+        """The answers of a row, read from the partial file."""
+        return self._batch_at(self._lines[number])[number]
 
     def append(self, numbers: Sequence[int], answers: Sequence[list[str]]) -> None:
         """Save the answers of a finished batch."""
         with self.partial.open("ab") as file:
+            start = file.seek(0, os.SEEK_END)
             file.write(_line({"rows": list(numbers), "answers": list(answers)}))
             file.flush()
             os.fsync(file.fileno())
-        self.answers |= dict(zip(numbers, answers, strict=True))
+        self._lines |= dict.fromkeys(numbers, start)
 
-    def finish(self, records: Sequence[dict]) -> None:
+    def finish(self, records: Iterable[dict]) -> None:
         """Write the output, one object per row, and delete the partial file.
 
         A file that came to that place meanwhile is kept, unless it holds the same; `path` is then a free name beside.
         """
-        content = b"".join(_line(record) for record in records)
-        self.path = write_result(self.path, content, replaces=self.replaces)
+        self.path = write_result(self.path, map(_line, records), replaces=self.replaces)
         self.partial.unlink(missing_ok=True)
 
     def place(self) -> str:
         """Return the part of a message that says what is saved and how to go on."""
-        return f"{len(self.answers)} of {self.num_rows} rows are answered, in {self.partial}; go on with `resume`"
+        return f"{self.num_answered} of {self.num_rows} rows are answered, in {self.partial}; go on with `resume`"
 
 
 def answers_path(config: GenerateConfig) -> Path:

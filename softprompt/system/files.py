@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
+import filecmp
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,28 +44,29 @@ def write_atomic(path: str | os.PathLike, content: bytes) -> None:
         OSError: the disk is full or the folder is not writable; `path` is then as it was.
     """
     path = Path(path)
-    with _written(path, content) as temporary:
+    with _written(path, [content]) as temporary:
         os.replace(temporary, path)
     _sync_folder(path.parent)
 
 
-def write_result(path: str | os.PathLike, content: bytes, *, replaces: FileId | None) -> Path:
-    """Write `content` like `write_atomic`, but never over a file that came to `path` in the meantime.
+def write_result(path: str | os.PathLike, content: bytes | Iterable[bytes], *, replaces: FileId | None) -> Path:
+    """Write `content`, whole or in parts, but never over a file that came to `path` in the meantime.
 
     Args:
         replaces: the file that may be replaced, as it was when the work began; None: there was none.
 
     Returns:
         The path that was written: `path`, or a free name beside it if another file has that name by now. If that file
-        holds `content` already, nothing is written.
+        holds `content` already, it stays as it is.
 
     Raises:
         OSError: as `write_atomic`.
     """
     path = Path(path)
-    if path.is_file() and FileId.of(path) != replaces and path.read_bytes() == content:
-        return path
-    with _written(path, content) as temporary:
+    with _written(path, [content] if isinstance(content, bytes) else content) as temporary:
+        if path.is_file() and FileId.of(path) != replaces and filecmp.cmp(path, temporary, shallow=False):
+            os.unlink(temporary)
+            return path
         target, count = path, 1
         while not _place(temporary, target, replaces if count == 1 else None):
             count += 1
@@ -91,12 +93,12 @@ def _place(temporary: str, target: Path, replaces: FileId | None) -> bool:
 
 
 @contextlib.contextmanager
-def _written(path: Path, content: bytes) -> Iterator[str]:
+def _written(path: Path, content: Iterable[bytes]) -> Iterator[str]:
     """Yield the name of a synced temporary file with `content` beside `path`; an error removes it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             if hasattr(os, "fchmod"):  # Windows has none
                 with _optional():
