@@ -80,6 +80,7 @@ def answer_rows(
     name: str,
     prompt: PromptFile,
     prompts: Sequence[BankedPrompt] = (),
+    ensemble: Sequence[BankedPrompt] = (),
     report: JobReport | None = None,
     replaces: FileId | None = None,
 ) -> None:
@@ -90,6 +91,7 @@ def answer_rows(
         encoder: how the prompt's file has rows written.
         prompt: the file of the model's prompt, whose hash `resume` compares.
         prompts: the prompt of every row; empty if all rows have the model's.
+        ensemble: the prompts that answer every row together, in place of the model's.
         replaces: the file that the output may replace, as it was when the command began.
 
     Raises:
@@ -98,10 +100,11 @@ def answer_rows(
         Interrupted: SIGINT or SIGTERM arrived; all finished batches are saved.
     """
     report = report or JobReport()
-    questions = _written(model, encoder, rows, prompts)
+    members = [*map(front_of, ensemble)]
+    questions = _written(encoder, rows, prompts, front=max([model.front, *members], key=len))
     require_known_ids(base, (id for question in questions for id in question.ids))
     _check_room(questions, base, config, name)
-    prompt_sha256 = _sha256_of(prompt, prompts)
+    prompt_sha256 = _sha256_of(prompt, prompts or ensemble)
     file = _open(config, _recipe(questions, base, config, prompt_sha256), len(questions), report)
     file.replaces = replaces
     waiting = [question for question in questions if question.row.number not in file.answers]
@@ -109,7 +112,7 @@ def answer_rows(
     report.say(f"{name}: {len(rows):,} rows, {len(waiting):,} to answer in {len(batches):,} batches")
     start = time.perf_counter()
     try:
-        tokens = _answer_batches(model, config, file, batches, report, mixed=bool(prompts))
+        tokens = _answer_batches(model, config, file, batches, report, mixed=bool(prompts), ensemble=members)
         file.finish([_record(row, file.answers[row.number], config) for row in rows])
     except Interrupted as stop:
         raise Interrupted(stop.signum, file.place()) from None
@@ -127,9 +130,7 @@ def answer_rows(
         report.say(f"note: another file came to {planned} meanwhile and is kept, so the answers are in {file.path}")
 
 
-def _written(
-    model: SoftPromptModel, encoder: Encoder, rows: Sequence[Row], prompts: Sequence[BankedPrompt]
-) -> list[Question]:
+def _written(encoder: Encoder, rows: Sequence[Row], prompts: Sequence[BankedPrompt], *, front: Front) -> list[Question]:
     """Return the questions of the rows, each as its own prompt has them; without `prompts` as `encoder` has them."""
     encoders = [prompt.encoder for prompt in prompts] or [encoder] * len(rows)
     fronts = {prompt: front_of(prompt) for prompt in prompts}
@@ -138,7 +139,7 @@ def _written(
         places = [place for place, each in enumerate(encoders) if each is writer]
         ids |= dict(zip(places, writer.questions([rows[place] for place in places]), strict=True))
     return [
-        Question(row, encoders[place], ids[place], fronts[prompts[place]] if prompts else model.front)
+        Question(row, encoders[place], ids[place], fronts[prompts[place]] if prompts else front)
         for place, row in enumerate(rows)
     ]
 
@@ -165,11 +166,13 @@ def _answer_batches(
     report: JobReport,
     *,
     mixed: bool,
+    ensemble: Sequence[Front],
 ) -> int:
     """Answer and save batch by batch; return the number of tokens in the answers.
 
     Args:
         mixed: the questions have fronts of their own.
+        ensemble: the fronts that stand in front of every question together.
     """
     tokens = 0
     report.begin(len(file.answers), file.num_rows)
@@ -180,7 +183,7 @@ def _answer_batches(
             ids, encoder = [question.ids for question in batch], batch[0].encoder
             fronts = [question.front for question in batch] if mixed else None
             try:
-                answers = generate_batch(model, encoder, config, questions=ids, fronts=fronts)
+                answers = generate_batch(model, encoder, config, questions=ids, fronts=fronts, ensemble=ensemble)
             except NotFiniteLogits as error:
                 number = numbers[error.row // config.num_return_sequences]
                 raise UserError(f"`instructions`, row {number}: {error}; {file.place()}") from error
