@@ -450,8 +450,8 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
         expand_home(self, "output_file", "run_dir")
         _check_ensemble(self)
         if self.ensemble:  # its members are sides, too
-            named = () if self.prompt_file == (DEFAULT_PROMPT_FILE,) else self.prompt_file
-            self.prompt_file = tuple(dict.fromkeys([*named, *self.ensemble]))
+            others = () if self.prompt_file == (DEFAULT_PROMPT_FILE,) else self.prompt_file
+            self.prompt_file = tuple(dict.fromkeys([*others, *self.ensemble]))
         counts = ("max_length", "max_new_tokens", "per_device_eval_batch_size", "bootstrap_samples", "max_rows")
         require_counts(self, *counts)
         require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")
