@@ -487,13 +487,13 @@ def error_body(error: Refused) -> dict[str, Any]:
 def open_base(options: argparse.Namespace) -> Base:
     """Load the base that `--model` names, or else that of the first prompt in the folder; raises `UserError`."""
     if not options.prompts.is_dir():
-        raise UserError(f"`prompts` {options.prompts}: no such folder")
+        raise UserError(f"--prompts {options.prompts}: no such folder")
     device = resolve_device(options.device)
     files = sorted(options.prompts.glob(f"*{SUFFIX}"))
     if options.model is not None:
         return load_base(options.model, device=device, precision=options.precision)
     if not files:
-        raise UserError(f"`prompts` {options.prompts}: holds no prompt that would name a base; pass `model`")
+        raise UserError(f"--prompts {options.prompts}: holds no prompt that would name a base; pass `model`")
     name, file = str(files[0]), load_prompt(files[0])
     return load_prompt_base(file.facts, prompt_file=name, model=None, device=device, precision=options.precision)
 

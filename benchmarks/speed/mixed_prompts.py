@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
+import home  # noqa: F401
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 

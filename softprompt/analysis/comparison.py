@@ -1,8 +1,9 @@
 """The sides that are compared (the base alone, a written text, prompt files) and the results of each on the rows."""
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -294,9 +295,16 @@ def run_sides(
     Raises:
         UserError: memory runs out.
     """
-    try:
+    with memory_named(config):
         pairs = zip(sides, eval_set.sets, strict=True)
         return [_run_side(side, found, base, config, advance=advance) for side, found in pairs]
+
+
+@contextlib.contextmanager
+def memory_named(config: EvaluateConfig) -> Iterator[None]:
+    """Raise a `UserError` that names the options that help if memory runs out within the block."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

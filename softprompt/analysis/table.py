@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from softprompt.analysis.choices import best_choices
 from softprompt.analysis.comparison import EvalSet, Outcome
+from softprompt.analysis.ensemble import EnsembleResult
 from softprompt.analysis.statistics import (
     Estimate,
     bootstrap_interval,
@@ -73,6 +74,18 @@ def describe_figures(
         columns["macro-F1 %"] = [_percent(_asked_for(each.macro_f1)) for each in figures]
     tables = "\n\n".join(_table(names, part, width) for part in _parts(columns, width))
     return "\n".join(["", tables, "", *_remarks(eval_set, config), _lowest_loss(outcomes, figures, config)])
+
+
+def describe_ensemble(result: EnsembleResult) -> str:
+    """Return the line of what the members of an ensemble make of the rows together."""
+    parts = []
+    if result.exact_match is not None:
+        parts.append(f"exact match % {_cell(result.exact_match, _percent)} (mean of the distributions)")
+    if result.choice_accuracy is not None:
+        figures = f"choice accuracy % {_cell(result.choice_accuracy, _percent)}"
+        parts.append(f"{figures}, macro-F1 % {_percent(_asked_for(result.macro_f1))} (majority vote)")
+    names = ", ".join(name.removesuffix(SUFFIX) for name in result.names)
+    return f"ensemble of {names}: {'; '.join(parts)}"
 
 
 def to_json(

@@ -1,5 +1,6 @@
 """Answers to questions given as token ids, in one batch or in many: lengths, sampling arguments, the cut at eos."""
 
+import functools
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ def generate_batch(
     *,
     questions: Sequence[list[int]],
     fronts: Sequence[Front] | None = None,
+    ensemble: Sequence[Front] = (),
     streamer: BaseStreamer | None = None,
 ) -> list[list[list[int]]]:
     """Answer questions, given as ids, in one batch; one by one where a batch might differ (`answers_one_by_one`).
@@ -40,6 +42,7 @@ def generate_batch(
         model: a base with a prompt, or a base alone.
         encoder: how the questions were written, and what ends their answers.
         fronts: what stands in front of every question, in place of the model's own front.
+        ensemble: the members of an ensemble, of which all stand in front of each question.
 
     Returns:
         For every question the ids of its `num_return_sequences` answers. Each ends with one of the encoder's `end_ids`
@@ -50,13 +53,10 @@ def generate_batch(
         NotFiniteLogits: no token can be chosen for a question; `row` is its place in `questions`.
     """
     if len(questions) > 1 and answers_one_by_one(model):
-        return [
-            answers
-            for place, ids in enumerate(questions)
-            for answers in generate_batch(
-                model, encoder, sampling, questions=[ids], fronts=None if fronts is None else [fronts[place]]
-            )
-        ]
+        alone = functools.partial(generate_batch, model, encoder, sampling, ensemble=ensemble)
+        own = [None] * len(questions) if fronts is None else [[front] for front in fronts]
+        pairs = zip(questions, own, strict=True)
+        return [answers for ids, front in pairs for answers in alone(questions=[ids], fronts=front)]
     tokenizer, end_ids = encoder.tokenizer, encoder.end_ids
     budgets = [new_token_budget(sampling, len(ids), encoder) for ids in questions]
     longest = max(len(ids) for ids in questions)
@@ -76,6 +76,7 @@ def generate_batch(
         streamer=streamer,
         **({} if _decodes_here(model) else {"logits_processor": [FiniteLogits()]}),
         **({} if fronts is None else {"prompts": fronts}),
+        **({"ensemble": ensemble} if ensemble else {}),
         **NEUTRAL,
         **_draws(sampling),
     )
@@ -111,6 +112,7 @@ def generate_answers(
     sampling: Sampling,
     row: Row,
     *,
+    ensemble: Sequence[Front] = (),
     streamer: BaseStreamer | None = None,
 ) -> list[str]:
     """Answer the question of one row `num_return_sequences` times.
@@ -124,7 +126,9 @@ def generate_answers(
     Raises:
         UserError: the question leaves no room for an answer.
     """
-    (answers,) = generate_batch(model, encoder, sampling, questions=encoder.questions([row]), streamer=streamer)
+    (answers,) = generate_batch(
+        model, encoder, sampling, questions=encoder.questions([row]), ensemble=ensemble, streamer=streamer
+    )
     return [text_of(answer, encoder) for answer in answers]
 
 
@@ -163,6 +167,7 @@ def greedy_answers(
     *,
     max_new_tokens: int,
     batch_size: int,
+    ensemble: Sequence[Front] = (),
     advance: Callable[[int], object] | None = None,
 ) -> list[str]:
     """Return the texts of the greedy answers, without special tokens, in the order of the questions.
@@ -175,7 +180,8 @@ def greedy_answers(
     sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
     texts: dict[int, str] = {}
     for places in plan_batches([len(ids) for ids in questions], batch_size):
-        batch = generate_batch(model, encoder, sampling, questions=[questions[place] for place in places])
+        asked = [questions[place] for place in places]
+        batch = generate_batch(model, encoder, sampling, questions=asked, ensemble=ensemble)
         texts |= {place: text_of(answer, encoder) for place, (answer,) in zip(places, batch, strict=True)}
         if advance is not None:
             advance(len(places))

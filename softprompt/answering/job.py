@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from softprompt.answering.batch import draw_seed, generate_batch, limit_of, new_token_budget, text_of
+from softprompt.answering.batch import draw_seed, front_of, generate_batch, limit_of, new_token_budget, text_of
 from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
 from softprompt.answering.questions import Question, Questions, Walk, plan
 from softprompt.base.loading import Base, require_known_ids
@@ -68,6 +68,7 @@ def answer_rows(
     name: str,
     prompt: PromptFile,
     prompts: Sequence[BankedPrompt] = (),
+    ensemble: Sequence[BankedPrompt] = (),
     report: JobReport | None = None,
     replaces: FileId | None = None,
 ) -> None:
@@ -78,6 +79,7 @@ def answer_rows(
         encoder: how the prompt's file has rows written.
         prompt: the file of the model's prompt, whose hash `resume` compares.
         prompts: the prompt of every row; empty if all rows have the model's.
+        ensemble: the prompts that answer every row together, in place of the model's.
         replaces: the file that the output may replace, as it was when the command began.
 
     Raises:
@@ -86,10 +88,10 @@ def answer_rows(
         Interrupted: SIGINT or SIGTERM arrived; all finished batches are saved.
     """
     report = report or JobReport()
-    questions = Questions(model, encoder, rows, prompts)
+    questions = Questions(encoder, rows, prompts, ensemble=[*map(front_of, ensemble)], front=model.front)
     found = questions.walk(lambda question: _check_room(question, base, config, name))
     require_known_ids(base, [found.largest_id])
-    prompt_sha256 = _sha256_of(prompt, prompts)
+    prompt_sha256 = _sha256_of(prompt, prompts or ensemble)
     file = _open(config, _recipe(found, base, config, prompt_sha256), len(rows), report)
     file.replaces = replaces
     waiting = [place for place, number in enumerate(found.numbers) if number not in file]
@@ -134,7 +136,9 @@ def _answer_batches(
             ids, encoder = [question.ids for question in batch], batch[0].encoder
             fronts = [question.front for question in batch] if questions.mixed else None
             try:
-                answers = generate_batch(model, encoder, config, questions=ids, fronts=fronts)
+                answers = generate_batch(
+                    model, encoder, config, questions=ids, fronts=fronts, ensemble=questions.ensemble
+                )
             except NotFiniteLogits as error:
                 number = numbers[error.row // config.num_return_sequences]
                 raise UserError(f"`instructions`, row {number}: {error}; {file.place()}") from error

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from softprompt.answering.batch import front_of, kind_of
 from softprompt.data.row import Row
 from softprompt.engine.front import Front
-from softprompt.engine.model import SoftPromptModel
 from softprompt.packs.batches import plan_batches
 from softprompt.prompt.bank import BankedPrompt
 from softprompt.tokens.encoding import Encoder
@@ -51,11 +50,23 @@ class Questions:
     """The questions of rows, each as its own prompt has them written."""
 
     def __init__(
-        self, model: SoftPromptModel, encoder: Encoder, rows: Sequence[Row], prompts: Sequence[BankedPrompt] = ()
+        self,
+        encoder: Encoder,
+        rows: Sequence[Row],
+        prompts: Sequence[BankedPrompt] = (),
+        *,
+        front: Front,
+        ensemble: Sequence[Front] = (),
     ) -> None:
-        """Take the rows; `prompts` has the prompt of every row, and is empty if all have the model's and `encoder`."""
-        self.rows, self.mixed = rows, bool(prompts)
-        self._model, self._encoder, self._prompts = model, encoder, prompts
+        """Take the rows.
+
+        Args:
+            prompts: the prompt of every row, which brings its encoder; empty if all rows have `front` and `encoder`.
+            ensemble: the fronts that stand in front of every question together, in place of `front`.
+        """
+        self.rows, self.mixed, self.ensemble = rows, bool(prompts), ensemble
+        self._encoder, self._prompts = encoder, prompts
+        self._front = max([front, *ensemble], key=len)  # of an ensemble the longest one decides how much room is left
 
     def at(self, places: Sequence[int]) -> list[Question]:
         """The questions of the rows at some places."""
@@ -72,7 +83,7 @@ class Questions:
     def _written(self, rows: Sequence[Row], places: Sequence[int]) -> list[Question]:
         prompts = [self._prompts[place] for place in places] if self._prompts else []
         encoders = [prompt.encoder for prompt in prompts] or [self._encoder] * len(rows)
-        fronts = [front_of(prompt) for prompt in prompts] or [self._model.front] * len(rows)
+        fronts = [front_of(prompt) for prompt in prompts] or [self._front] * len(rows)
         ids: dict[int, list[int]] = {}
         for encoder in dict.fromkeys(encoders):
             own = [place for place, each in enumerate(encoders) if each is encoder]

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from softprompt.system.files import check_output_file, write_atomic
 from softprompt.system.foreign import visible
 
 if TYPE_CHECKING:
+    from softprompt.analysis.comparison import EvalSet, Outcome
     from softprompt.base.loading import Base
     from softprompt.data.row import Row
     from softprompt.data.splits import Splits
@@ -38,9 +39,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
         run_sides,
         work_of,
     )
-    from softprompt.analysis.table import describe_figures, figures_of, to_json
     from softprompt.base.device import resolve_device
-    from softprompt.cli.terminal import screen_width
     from softprompt.cli.text import describe_answering, describe_base, describe_split
     from softprompt.prompt.fit import load_prompt_base
     from softprompt.tokens.encoded_splits import EncodedSplit, cut_of
@@ -71,13 +70,28 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
     # `disable=None`: no bar where stderr is not a terminal
     with tqdm(total=work_of(sides, eval_set), unit="row", disable=None, dynamic_ncols=True) as bar:
         outcomes = run_sides(sides, eval_set, base, config, advance=bar.update)
+    report(outcomes, eval_set, base, config)
+
+
+def report(outcomes: "list[Outcome]", eval_set: "EvalSet", base: "Base", config: EvaluateConfig) -> None:
+    """Print the table of figures, and write the output file if one is named."""
+    from softprompt.analysis.ensemble import evaluate_ensemble
+    from softprompt.analysis.table import describe_ensemble, describe_figures, figures_of, to_json
+    from softprompt.cli.terminal import screen_width
+
     figures = [figures_of(outcome, eval_set, config) for outcome in outcomes]
     table = describe_figures(outcomes, figures, eval_set, config, width=screen_width())
+    together = None
+    if config.ensemble:
+        together = evaluate_ensemble(base, eval_set, outcomes, config)
+        table = f"{table}\n{describe_ensemble(together)}"
     if config.output_file is None:
         print(table)
         return
     try:
-        write_output(Path(config.output_file), to_json(outcomes, figures, eval_set, base, config))
+        content = to_json(outcomes, figures, eval_set, base, config)
+        content |= {} if together is None else {"ensemble": asdict(together)}
+        write_output(Path(config.output_file), content)
     finally:  # a full disk does not lose the table, and a closed stdout does not lose the file
         print(table, flush=True)
     print(f"figures and rows written to {config.output_file}")
@@ -139,10 +153,16 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
 
 
 def take_choices(config: EvaluateConfig, chosen: Chosen) -> None:
-    """Let the labels of the rows be the choices if none are given, and keep a note of them."""
+    """Let the labels of the rows be the choices if none are given, and keep a note of them.
+
+    Raises:
+        UserError: an ensemble has neither choices nor answers to give.
+    """
     if chosen.choices and not config.choices:
         config.choices = chosen.choices
         chosen.notes.append(f"`choices`: the labels of the rows: {', '.join(chosen.choices)}")
+    if config.ensemble and not (config.choices or config.eval_generate):
+        raise UserError("`ensemble`: needs `choices` to vote on, or `eval_generate` above 0")
 
 
 def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, prompt_file: str) -> None:

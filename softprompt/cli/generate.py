@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from softprompt.base.loading import Base
     from softprompt.data.row import Row
     from softprompt.engine.model import SoftPromptModel
+    from softprompt.prompt.bank import BankedPrompt
     from softprompt.prompt.file import PromptFile
     from softprompt.tokens.encoding import Encoder
 
@@ -40,6 +41,7 @@ def answer_one(config: GenerateConfig) -> None:
     if instruction is not None and not instruction.strip():
         raise UserError("`instruction`: the question is empty; type one, or leave the flag out for a sample question")
     model, base, _, encoder = load_prompted_base(config)
+    members = load_ensemble(config, base)
 
     from softprompt.answering.batch import draw_seed
     from softprompt.data.row import Row
@@ -47,12 +49,15 @@ def answer_one(config: GenerateConfig) -> None:
     if instruction is None:
         instruction = sample_question(base.name, base.tokenizer)
     question = Row.asked(instruction, config.input)
-    check_question(model, base, config, encoder, question)
+    check_question(model, base, config, encoder, question, members)
     seed = draw_seed() if config.seed is None else config.seed
     if config.samples:
         print(f"seed: {seed}", file=sys.stderr)
     print(encoder.question_text(question), file=sys.stderr, flush=True)
-    print_answers(model, encoder, config, question, seed=seed, title="with the prompt" if config.compare else "")
+    with_it = "with the ensemble" if members else "with the prompt"
+    print_answers(
+        model, encoder, config, question, seed=seed, title=with_it if config.compare else "", ensemble=members
+    )
     if config.compare:
         baseline = encoder.baseline
         print_answers(model.base_model, baseline, config, question, seed=seed, title="without the prompt")
@@ -77,7 +82,9 @@ def answer_many(config: GenerateConfig) -> None:
         for line in describe_notes(notes):
             report.say(line)
         files = prompt_files_of(rows, questions=config.instructions, default=config.prompt_file)
-        refuse_sources(answers_path(config), prompt_files=files, rows=None, option="instructions")
+        refuse_sources(answers_path(config), prompt_files=[*files, *config.ensemble], rows=None, option="instructions")
+        if files and config.ensemble:
+            raise UserError(f"`ensemble`: the rows of {name} name prompt files of their own; drop one of the two")
         if files:  # the base is that of the first row's prompt
             config = dataclasses.replace(config, prompt_file=files[0])
         model, base, prompt, encoder = load_prompted_base(config)
@@ -97,6 +104,7 @@ def answer_many(config: GenerateConfig) -> None:
             name=name,
             prompt=prompt,
             prompts=prompts,
+            ensemble=load_ensemble(config, base),
             report=report,
             replaces=replaces,
         )
@@ -126,18 +134,35 @@ def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, Prom
     return SoftPromptModel(base.model, prompt, encoder.before_ids, encoder.after_ids), base, file, encoder
 
 
+def load_ensemble(config: GenerateConfig, base: "Base") -> "list[BankedPrompt]":
+    """Return the members of `--ensemble`; notes on them go to stderr."""
+    from softprompt.prompt.bank import PromptBank, load_members
+
+    members = load_members(PromptBank(base, allow_other=config.allow_other_base), config.ensemble)
+    for each in members[1:]:  # of the first `load_prompted_base` has told
+        if each.remark:
+            print(visible(flags_in(f"note: {each.name}: {each.remark}")), file=sys.stderr)
+    return members
+
+
 def check_question(
-    model: "SoftPromptModel", base: "Base", config: ChatConfig, encoder: "Encoder", question: "Row"
+    model: "SoftPromptModel",
+    base: "Base",
+    config: ChatConfig,
+    encoder: "Encoder",
+    question: "Row",
+    ensemble: "Sequence[BankedPrompt]" = (),
 ) -> None:
     """Raise `UserError` if the base has no embedding for an id, or if the question leaves no room for an answer."""
-    from softprompt.answering.batch import limit_of, new_token_budget
+    from softprompt.answering.batch import front_of, limit_of, new_token_budget
     from softprompt.base.loading import require_known_ids
     from softprompt.prompt.fit import require_room
 
     (ids,) = encoder.questions([question])
     require_known_ids(base, ids)
     text_tokens = len(ids) + new_token_budget(config, len(ids), encoder)
-    require_room(base.model, len(model.front), text_tokens, option=limit_of(config, encoder))
+    longest = max(map(len, [model.front, *map(front_of, ensemble)]))
+    require_room(base.model, longest, text_tokens, option=limit_of(config, encoder))
 
 
 def print_answers(
@@ -148,11 +173,12 @@ def print_answers(
     *,
     seed: int,
     title: str = "",
+    ensemble: "Sequence[BankedPrompt]" = (),
 ) -> None:
     """Print the answers to stdout, below a title if there is one; at a terminal, one answer comes token by token."""
     import torch
 
-    from softprompt.answering.batch import generate_answers
+    from softprompt.answering.batch import front_of, generate_answers
     from softprompt.cli.terminal import AnswerStream
 
     if title:
@@ -160,7 +186,9 @@ def print_answers(
     stream = sys.stdout.isatty() and config.num_return_sequences == 1
     torch.manual_seed(seed)
     streamer = AnswerStream(encoder) if stream else None
-    answers = generate_answers(side, encoder, config, question, streamer=streamer)
+    answers = generate_answers(
+        side, encoder, config, question, ensemble=[front_of(each) for each in ensemble], streamer=streamer
+    )
     if not stream:
         print("\n\n".join(answers), flush=True)
 

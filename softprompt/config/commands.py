@@ -375,12 +375,18 @@ class GenerateConfig(ChatConfig):
         None, "where the answers to --instructions go, as JSONL (default: NAME.answers.jsonl beside the rows)"
     )
     per_device_eval_batch_size: int = option(8, "rows of --instructions that are answered together")
+    ensemble: tuple[str, ...] = option(
+        (), "prompt files that answer together, by the mean of their distributions, instead of --prompt-file"
+    )
     compare: bool = option(False, "also print the base's answer without the prompt")
     resume: bool = option(False, "go on where a stopped run over the same --instructions ended")
     overwrite: bool = option(False, "replace an existing output file and what a stopped run saved")
 
     def check(self) -> None:
         expand_home(self, "output_file")
+        _check_ensemble(self)
+        if self.ensemble:  # what a prompt file says of its base is read from the first
+            self.prompt_file = self.ensemble[0]
         require_counts(self, "per_device_eval_batch_size")
         for name in ("instruction", "input"):
             require(is_unicode(getattr(self, name)), self, name, "is not UTF-8 text")
@@ -427,6 +433,9 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
     )
     max_rows: int | None = option(None, "score only the first so many rows (default: all)")
     max_length: int = option(256, "cut rows to this many text tokens (virtual tokens not counted)")
+    ensemble: tuple[str, ...] = option(
+        (), "prompt files that are also scored together: by majority vote, and answering by their mean distribution"
+    )
     choices: tuple[str, ...] = option((), "labels of a classification: score each by its probability (default: none)")
     eval_generate: int = option(200, "answer this many of the rows greedily, for exact match; 0: none")
     max_new_tokens: int = option(DEFAULT_NEW_TOKENS, "most tokens of such an answer")
@@ -439,6 +448,10 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
     def check(self) -> None:
         self.prompt_file = tuple(os.path.expanduser(name) for name in self.prompt_file)
         expand_home(self, "output_file", "run_dir")
+        _check_ensemble(self)
+        if self.ensemble:  # its members are sides, too
+            others = () if self.prompt_file == (DEFAULT_PROMPT_FILE,) else self.prompt_file
+            self.prompt_file = tuple(dict.fromkeys([*others, *self.ensemble]))
         counts = ("max_length", "max_new_tokens", "per_device_eval_batch_size", "bootstrap_samples", "max_rows")
         require_counts(self, *counts)
         require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")
@@ -513,6 +526,12 @@ def _beside(prompt_file: str, suffix: str) -> Path:
     """Return `a/p` with `suffix` at its end for `a/p.safetensors`."""
     path = Path(prompt_file)
     return path.with_name(path.name.removesuffix(".safetensors") + suffix)
+
+
+def _check_ensemble(config: GenerateConfig | EvaluateConfig) -> None:
+    """Expand a leading `~` in the members' paths, and check that there are none or at least two of them."""
+    config.ensemble = tuple(os.path.expanduser(name) for name in config.ensemble)
+    require(len(config.ensemble) != 1, config, "ensemble", "name at least two prompt files")
 
 
 def _check_init_text(config: StartOptions | SweepConfig) -> None:

@@ -7,6 +7,7 @@ random draws are therefore those of transformers' own loop.
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -110,25 +111,29 @@ def decode(
     generation_config: GenerationConfig,
     fronts: Sequence[Cache],
     streamer: BaseStreamer | None,
+    members: int = 1,
     **model_inputs: Tensor | None,
 ) -> Tensor:
-    """Decode in place of the loop of `generate`, which prepares and passes all but `fronts` and `streamer`.
+    """Decode in place of the loop of `generate`, which prepares and passes all but `fronts`, `streamer` and `members`.
 
     Args:
         input_ids: int64 `[B, T]`, left-padded; no row consists of pads alone.
-        fronts: caches that `front_cache` made: one for all rows, or one for each row before `generate` repeated rows.
+        fronts: caches that `front_cache` made: one for all rows, or one for each row before `generate` repeated rows,
+            or those of the members of an ensemble.
+        members: how many there are. Each row then runs behind all of them, and its next id is chosen from the mean of
+            their distributions.
         model_inputs: contains `attention_mask`, `[B, T]` with 0 at pads, or None if there are no pads.
 
     Returns:
         int64 `[B, T + new]`.
     """
     rows, length = input_ids.shape
-    fronts = [front for front in fronts for _ in range(rows // len(fronts))]
+    fronts = [*fronts] * rows if members > 1 else [front for front in fronts for _ in range(rows // len(fronts))]
     lengths = [front.positions.shape[1] for front in fronts]
     start, limit = max(lengths), generation_config.max_length
     mask = model_inputs["attention_mask"]
     mask = torch.ones_like(input_ids) if mask is None else mask
-    cache = Cache(slot_positions(mask, lengths, limit - length), fronts)
+    cache = Cache(slot_positions(mask.repeat_interleave(members, dim=0), lengths, limit - length), fronts)
     choose = _draw if generation_config.do_sample else functools.partial(torch.argmax, dim=-1)
     # the annotation is for type checkers: transformers' own asks for a LongTensor, and no tensor is of that class
     processors: Callable[..., Tensor] = LogitsProcessorList(each for each in logits_processor if not _idle(each))
@@ -137,10 +142,11 @@ def decode(
     unfinished = torch.ones(rows, dtype=torch.bool, device=ids.device)
     with running(base_model) as run:
         slots = torch.arange(start, start + length, device=ids.device)
-        logits = feed(base_model, run, cache, input_ids, slots, start + length)
-        step = one_token_steps(base_model, run, cache, ids[:, 0])
+        logits = feed(base_model, run, cache, input_ids.repeat_interleave(members, dim=0), slots, start + length)
+        step = one_token_steps(base_model, run, cache, ids[:, 0].repeat_interleave(members))
         for end in range(length, limit):
             require_finite(logits)
+            logits = logits if members == 1 else mean_distribution(logits, members)
             chosen = choose(processors(ids[:, :end], logits.to(torch.float32, copy=True)))  # [B]
             ids[:, end] = chosen if pad is None else torch.where(unfinished, chosen, pad)
             unfinished &= ~stopping_criteria(ids[:, : end + 1], None)
@@ -148,7 +154,7 @@ def decode(
                 streamer.put(ids[:, end].cpu())
             if not unfinished.any():
                 break
-            logits = step(ids[:, end], start + end)
+            logits = step(ids[:, end].repeat_interleave(members), start + end)
     if streamer is not None:
         streamer.end()
     return ids[:, : end + 1].contiguous()
@@ -159,6 +165,12 @@ def require_finite(logits: Tensor) -> None:
     usable = logits.amax(dim=-1).isfinite()  # the maximum is NaN if one of them is; single ids may be at -infinity
     if not usable.all():
         raise NotFiniteLogits(int(usable.logical_not().nonzero()[0]))
+
+
+def mean_distribution(logits: Tensor, members: int) -> Tensor:
+    """Return the logarithm of the mean of the distributions of every `members` neighbours: `[B * M, V]` -> `[B, V]`."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.log_softmax(-1, dtype=wide).unflatten(0, (-1, members)).logsumexp(1) - math.log(members)
 
 
 def feed(

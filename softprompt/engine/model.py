@@ -156,6 +156,7 @@ class SoftPromptModel(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         prompts: Sequence[Front | SoftPromptEmbedding | None] | None = None,
+        ensemble: Sequence[Front | SoftPromptEmbedding] = (),
         **generation_kwargs,
     ) -> Tensor:
         """Run transformers' `generate` behind the front, with all of its arguments.
@@ -170,6 +171,8 @@ class SoftPromptModel(nn.Module):
             prompts: what stands in front of each of the B rows, in place of this model's own front: a `Front`, a prompt
                 between this model's ids before and after, or None for the base alone. A row gets what it gets alone.
                 Rows of one batch share every forward pass where `decoding.py` decodes, and else run one by one.
+            ensemble: what stands in front of every row, in place of the model's own front: the next id is chosen from
+                the mean of the distributions behind all of them, which one forward pass computes.
 
         Returns:
             int64 `[B, T + new]`: `input_ids` followed by the new ids, as the base's own `generate` returns them.
@@ -177,9 +180,10 @@ class SoftPromptModel(nn.Module):
         Raises:
             UserError: there is no room for a new token; or one of transformers' own loops would run on padded rows in
                 fp64, where BLOOM's fp32 softmax turns pads into NaN; or `prompts` are not one for each row, do not fit
-                the base, or leave a row with nothing to go on from.
+                the base, or leave a row with nothing to go on from; or an ensemble would run in transformers' loops.
         """
-        fronts = [self.front] if prompts is None else self._fronts(prompts, len(input_ids))
+        own = [self.soft_prompt] if prompts is None else prompts
+        fronts = self._fronts(ensemble or own, len(ensemble) or (1 if prompts is None else len(input_ids)))
         settings = text_lengths(self.base_model, generation_kwargs, input_ids.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else (attention_mask != 0).long()
         order = mask.argsort(dim=1, stable=True)  # left-padded, so that new tokens follow the text
@@ -187,8 +191,11 @@ class SoftPromptModel(nn.Module):
         generate: Any = self.base_model.generate  # causal LMs have it, PreTrainedModel alone does not
         if mask[:, -1:].numel() and mask[:, -1].all() and can_decode(self.base_model, settings):
             caches = [self.front_caches.of(self.base_model, front) for front in fronts]
-            loop = functools.partial(decode, fronts=caches, streamer=settings.get("streamer"))
+            members = max(len(ensemble), 1)
+            loop = functools.partial(decode, fronts=caches, streamer=settings.get("streamer"), members=members)
             output = generate(ids, attention_mask=mask, custom_generate=loop, **settings)
+        elif ensemble:
+            raise UserError("`ensemble`: needs a base that packs (docs/packing.md), text, and greedy or sampled ids")
         elif prompts is not None:
             output = self._generate_one_by_one(fronts, ids, mask, settings)
         else:

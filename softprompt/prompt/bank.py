@@ -71,6 +71,24 @@ class PromptBank:
         self._prompts.pop(name, None)
 
 
+def load_members(bank: PromptBank, names: Sequence[str]) -> list[BankedPrompt]:
+    """Load the members of an ensemble.
+
+    Raises:
+        UserError: as `PromptBank.load`; or a file is given twice, or their rows are not written alike.
+    """
+    members = [bank.load(name) for name in names]
+    for place, member in enumerate(members):
+        if Path(member.name).resolve() in [Path(other.name).resolve() for other in members[:place]]:
+            raise UserError(f"`ensemble` {member.name}: is given twice; name every file once")
+        if member.encoder is not members[0].encoder:
+            raise UserError(
+                f"`ensemble` {member.name}: was trained with another template or placement than {members[0].name}, so"
+                " they do not read the same ids"
+            )
+    return members
+
+
 def prompt_files_of(rows: Sequence[Row], *, questions: str, default: str) -> list[str]:
     """Return the prompt file of every row; empty if no row has one in its column `prompt_file`.
 

@@ -32,7 +32,7 @@ def model(model_folder):
 def test_a_walk_finds_what_all_questions_at_once_give(model, monkeypatch):
     monkeypatch.setattr("softprompt.answering.questions.ROWS_TOGETHER", 5)
     model, encoder = model
-    questions, checked = Questions(model, encoder, ASKED), []
+    questions, checked = Questions(encoder, ASKED, front=model.front), []
     found = questions.walk(checked.append)
     ids = encoder.questions(ASKED)
     assert [question.ids for question in checked] == ids == [question.ids for question in questions]

@@ -57,7 +57,7 @@ OPTIONS = {
         "hardware": "precision device",
         "questions": """
             instruction input instructions columns data-config data-split output-file per-device-eval-batch-size
-            compare resume overwrite
+            ensemble compare resume overwrite
         """,
     },
     "chat": {
@@ -72,8 +72,8 @@ OPTIONS = {
         "frozen base": "model allow-other-base",
         "hardware": "precision device",
         "comparison": """
-            prompt-file data split columns data-config held-out run-dir text-prompt max-rows max-length choices
-            eval-generate max-new-tokens per-device-eval-batch-size bootstrap-samples seed output-file overwrite
+            prompt-file data split columns data-config held-out run-dir text-prompt max-rows max-length ensemble
+            choices eval-generate max-new-tokens per-device-eval-batch-size bootstrap-samples seed output-file overwrite
         """,
     },
     "inspect": {
