@@ -9,13 +9,14 @@ import json
 import os
 import pkgutil
 import random
-import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ PROMPT = "p.safetensors"
 CLOCK = ("seconds", "second", "memory", "time", "elapsed")
 CALLS = ("fsync", "link", "mkdir", "rename", "replace", "rmdir", "unlink")  # of `os`, that change what is on a disk
 COUNT = "count.txt"  # how many of these calls a run made that was not killed
-LOG = "log.txt"
+LOG, ERRORS = "log.txt", "errors.txt"
+NOT_SHOWN = "\x1b\x07\0\u202e"  # characters that change what a terminal shows
+FETCHED, RAN = "fetched", "ran"  # files that show that a network was asked for, or that code of a stranger ran
 
 
 def preload() -> None:
     """Import the package and what it needs, with one thread; whatever is forked afterwards has it."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.pop("HF_HUB_OFFLINE", None)  # what would be fetched is to be seen
     sys.path.insert(0, str(ROOT))
     import softprompt
 
@@ -119,10 +123,84 @@ def ended(process: int, limit: float) -> int:
         time.sleep(0.003)
 
 
-def most_memory_of_forks() -> float:
-    """The most memory in MB that a fork which was waited for has held."""
+@dataclass(frozen=True)
+class Outcome:
+    """How commands in a fork ended.
+
+    Attributes:
+        status: the exit status, minus the signal that killed it, or None if it was killed when its time was over.
+        errors: what they wrote to stderr.
+        megabytes: the most memory that the fork held, that of its parent included.
+    """
+
+    status: int | None
+    errors: str
+    megabytes: float
+
+
+def watched(action: Callable[[], int], folder: Path, seconds: float) -> Outcome:
+    """Call `action`, which returns an exit status, in a fork in `folder` without a network, for at most `seconds`.
+
+    Whoever looks for another machine leaves a file `fetched` in the folder; `ran` is for code that must not run.
+    """
+    sys.stdout.flush()
+    process = os.fork()
+    if not process:
+        status = 70
+        try:
+            enter(folder)
+            os.dup2(os.open(folder / ERRORS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), 2)
+            without_network(folder)
+            status = action()
+            sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    until, found, late = time.monotonic() + seconds, 0, False
+    while not found:
+        found, status, used = os.wait4(process, 0 if late else os.WNOHANG)
+        if not found and time.monotonic() > until:
+            late = True
+            os.kill(process, signal.SIGKILL)
+        time.sleep(0.003)
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e6
+    errors = (folder / ERRORS).read_text("utf-8", "replace")
+    return Outcome(None if late else os.waitstatus_to_exitcode(status), errors, used.ru_maxrss * unit / 1e6)
+
+
+def without_network(folder: Path) -> None:
+    """Let every look-up and connection of this process fail, and leave a file that tells of it."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        (folder / FETCHED).write_text(repr(args)[:200])
+        raise OSError("no network here")
+
+    socket.getaddrinfo = socket.create_connection = refuse
+    socket.socket.connect = refuse  # type: ignore[method-assign]
+
+
+def fault_of(outcome: Outcome, folder: Path, most_megabytes: float) -> str:
+    """What is wrong with how a command took what is hostile, or an empty text: it worked, or said why in one line."""
+    for name in (FETCHED, RAN):
+        if (folder / name).exists():
+            return f"{name}: {(folder / name).read_text() if (folder / name).is_file() else ''}"
+    if outcome.status is None:
+        return "no end"
+    if outcome.megabytes > most_megabytes:
+        return f"{outcome.megabytes:.0f} MB"
+    if any(sign in outcome.errors + (folder / LOG).read_text("utf-8", "replace") for sign in NOT_SHOWN):
+        return "control characters are sent"
+    lines = outcome.errors.splitlines()
+    complaints = [line for line in lines if "error: " in line]
+    if outcome.status == 0:
+        return lines[-1][:300] if "Traceback" in outcome.errors or "Warning" in outcome.errors else ""
+    if outcome.status != 2:
+        return f"status {outcome.status}: {(lines or [''])[-1][:300]}"
+    others = [line for line in lines if not line.startswith("note: ")]
+    if others != complaints or len(complaints) != 1:
+        return f"{len(others)} lines: {outcome.errors[:300]!r}"
+    return "out of memory" if "out of memory" in outcome.errors else ""
 
 
 def start(words: list[str], folder: Path, threads: int = 1) -> subprocess.Popen:
