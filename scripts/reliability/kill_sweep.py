@@ -5,8 +5,8 @@ Usage: python scripts/reliability/kill_sweep.py --kills 1000 --minutes 60 --tabl
 
 The uninterrupted run of a recipe is a process of its own; the runs that are killed and resumed are forks of this one,
 which has everything imported. A kill comes in front of a call of `os` that changes the disk (fsync, link, mkdir,
-rename, replace, rmdir, unlink), until there was one at every call of the recipe, and from then on at random instants.
-Of four cases one kills the run that resumes as well, up to three times. A resumed run is right if its result has the
+rename, replace, rmdir, unlink), until there was one at every call of the recipe; every third kill, and all from then on,
+come at random instants. Of four cases one kills the run that resumes as well, up to three times. A resumed run is right if its result has the
 sha256 of the uninterrupted one, its metrics each step once, its answers each row once and in order, and if nothing
 temporary is left. The exit status is 1 if one is not.
 """
@@ -230,7 +230,7 @@ def case(name: str, place: Path, progress: Progress, source: random.Random) -> s
     rounds = 1 + (source.randint(1, MOST_AGAIN) if source.random() < SHARE_AGAIN else 0)
     counts["cases"] += 1
     for number in range(rounds):
-        at_call = bool(progress.calls) if number == 0 else source.random() < 0.5
+        at_call = bool(progress.calls) and counts["cases"] % 3 > 0 if number == 0 else source.random() < 0.5
         call = (progress.calls.pop() if number == 0 else source.randint(1, whole.calls)) if at_call else 0
         process = fork(words if number == 0 else again, place, call, recipe.threads)
         if not at_call:

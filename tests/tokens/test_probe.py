@@ -87,11 +87,8 @@ def test_a_template_that_was_harmless_is_not_rendered_in_a_child_again(monkeypat
         require_harmless_once(templates.CHATML, NAMES, what="p", own=True)
         probe._harmless.clear()  # as in another process, which has the list on disk
         require_harmless_once(templates.CHATML, NAMES, what="p", own=True)
-        for text, names, own in (
-            (templates.MARKED, NAMES, True),
-            (templates.CHATML, {}, True),
-            (templates.CHATML, NAMES, False),
-        ):
+        others = [(templates.MARKED, NAMES, True), (templates.CHATML, {}, True), (templates.CHATML, NAMES, False)]
+        for text, names, own in others:
             with pytest.raises(UserError, match="ends its process"):
                 require_harmless_once(text, names, what="p", own=own)
     (path,) = tmp_path.rglob(probe.FILE)
