@@ -1,11 +1,19 @@
 #!/usr/bin/env python
-"""Mutate prompt files and training states in this process: each is refused in one line, or is what it was.
+"""Give softprompt what is damaged or hostile: each is refused in one line, or taken for what it is.
 
-Usage: python scripts/reliability/fuzz.py --prompts 100000 --states 5000 --seed 0
+Usage: python scripts/reliability/fuzz.py --prompts 1000000 --states 100000 --folders 2000 --metadata 1000 --seed 0
 
-A prompt may raise `UserError` alone, a state also `Damaged`. A load that succeeds must give the tensor of the bytes
-that the file holds, and only under a checksum that fits. The exit status is 1 if anything else happens, or if the
-memory of the process grows by more than 300 MB.
+Prompt files and training states are mutated and read in this process. A prompt may raise `UserError` alone, a state
+also `Damaged`. A load that succeeds must give the tensor of the bytes that the file holds, and only under a checksum
+that fits. The memory of the process may grow by 300 MB.
+
+Model folders are damaged, and prompt files get hostile metadata under a checksum that fits. Each goes through the
+commands in a fork of this process without a network, which may take 300 MB more than with a whole folder or file, and
+a minute. Folders go through `train`, and if that works, through `generate` with the prompt; prompt files through
+`generate`, `evaluate`, `inspect` and `train --init-from`. A command ends well, or with status 2 and one line. Code
+of the folder that runs, and a look for another machine, are seen.
+
+The exit status is 1 if anything else happens.
 """
 
 import argparse
@@ -13,7 +21,7 @@ import hashlib
 import json
 import random
 import resource
-import struct
+import shutil
 import sys
 import tempfile
 import time
@@ -26,6 +34,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from folders import copied, damage, joined, parts_of, whole_folders  # noqa: E402
+from metadata import hostile  # noqa: E402
+from runs import ERRORS, PROMPT, fault_of, preload, run_command, watched  # noqa: E402
 
 from softprompt.errors import UserError  # noqa: E402
 from softprompt.prompt.embedding import SoftPromptEmbedding  # noqa: E402
@@ -40,6 +51,10 @@ VALUES: list[Any] = [
     "\ud800", "a" * 5000, [], [1], [-1], [[]], [4, 16], [2**40, 2**40], [0, 256], {}, {"a": 1}, "[" * 5000, "[1, 2]",
     '{"curve": [[1, 2]]}', "NaN", "1e999",
 ]  # fmt: skip
+SECONDS = 60  # for all commands of a case, on a machine that others use as well
+BASE = "builtin:bloom-small@1"
+SHORT = "--device cpu --data rows.jsonl --max-steps 1 --per-device-train-batch-size 2 --eval-fraction 0"
+ANSWER = "--device cpu --max-new-tokens 2 Hello"
 STATE_LAYOUT = {"weight": (torch.float32, (range(1, 9), range(16, 17))), "count": (torch.int64, ())}
 
 
@@ -47,6 +62,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=10000, help="how many mutated prompt files")
     parser.add_argument("--states", type=int, default=2000, help="how many mutated states")
+    parser.add_argument("--folders", type=int, default=0, help="how many damaged model folders")
+    parser.add_argument("--metadata", type=int, default=0, help="how many prompt files with hostile metadata")
+    parser.add_argument("--keep", type=Path, help="keep the folder of each fault in this folder")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after this many seconds for each kind")
     parser.add_argument("--seed", type=int, default=0, help="seed of the mutations")
     args = parser.parse_args()
@@ -61,9 +79,115 @@ def main() -> int:
             counts = mutate_many(raw, load, path, many, args.seconds, args.seed)
             print(f"{what}: " + ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())))
             faults += [name for name in counts if name not in ("refused", "taken", "unchanged")]
-    growth = peak_mb() - before
-    print(f"peak memory: {growth:.0f} MB above the start")
+        growth = peak_mb() - before
+        print(f"peak memory: {growth:.0f} MB above the start", flush=True)
+        torch.set_num_threads(1)  # what is forked has one thread
+        preload()
+        for what, many, fuzz in (("folders", args.folders, fuzz_folders), ("metadata", args.metadata, fuzz_metadata)):
+            if many:
+                found = fuzz(Path(folder), many, args)
+                print(f"{what}: " + ", ".join(f"{count:,} {name}" for name, count in sorted(found[0].items())))
+                faults += found[1]
     return 1 if faults or growth > MOST_GROWTH_MB else 0
+
+
+def fuzz_folders(root: Path, many: int, args: argparse.Namespace) -> tuple[Counter[str], list[str]]:
+    """Train on damaged model folders, and answer; return the counts, and the faults in a line each."""
+    wholes = whole_folders(root / "whole")
+
+    def prepare(place: Path, source: random.Random | None) -> str:
+        copied(wholes[source.randrange(2) if source else 0], place / "base")
+        return damage(place / "base", source) if source else ""
+
+    commands = [
+        f"train --model base --virtual-tokens 2 --prompt-file {PROMPT} {SHORT}",
+        f"generate --model base --prompt-file {PROMPT} {ANSWER}",
+    ]
+    return fuzz_commands(root / "folders", many, args, prepare, commands)
+
+
+def fuzz_metadata(root: Path, many: int, args: argparse.Namespace) -> tuple[Counter[str], list[str]]:
+    """Give every command prompt files with hostile metadata; return the counts, and the faults in a line each."""
+    made = root / "made"
+    write_rows(made)
+    whole = f"train --model {BASE} --virtual-tokens 2 --prompt-file {PROMPT} {SHORT} --init answers"
+    if watched(lambda: run_command(whole.split()), made, SECONDS).status:
+        raise SystemExit((made / ERRORS).read_text())
+    header, data = parts_of((made / PROMPT).read_bytes())
+    metadata = header["__metadata__"]
+
+    def prepare(place: Path, source: random.Random | None) -> str:
+        changed = hostile(metadata, source) if source else dict(metadata)
+        said = [f"{key[:40]}={str(changed[key])[:60]!r}" for key in changed if changed[key] != metadata.get(key)]
+        (place / PROMPT).write_bytes(with_checksum(header | {"__metadata__": changed}, data))
+        return ", ".join(said)
+
+    commands = [
+        f"generate --prompt-file {PROMPT} {ANSWER}",
+        f"evaluate --prompt-file {PROMPT} --device cpu --data rows.jsonl --eval-generate 2",
+        f"inspect {PROMPT}",
+        f"train --model {BASE} --init-from {PROMPT} --prompt-file new.safetensors {SHORT}",
+    ]
+    return fuzz_commands(root / "metadata", many, args, prepare, commands)
+
+
+def fuzz_commands(
+    root: Path,
+    many: int,
+    args: argparse.Namespace,
+    prepare: Callable[[Path, random.Random | None], str],
+    commands: list[str],
+) -> tuple[Counter[str], list[str]]:
+    """Run commands on what `prepare` puts into a folder, first on what is whole, until one refuses a folder.
+
+    Returns:
+        how many commands refused and took it, and what else came of it, in a line for each.
+    """
+    counts, faults, most, end = Counter[str](), [], 1e9, time.monotonic() + args.seconds
+    for number in range(-1, many):
+        if time.monotonic() > end:
+            break
+        place = root / str(number)
+        write_rows(place)
+        source = random.Random(f"{args.seed} {number}") if number >= 0 else None
+        what = prepare(place, source)
+        peaks = []
+        for words in commands:
+            if f"--prompt-file {PROMPT}" in words and not (place / PROMPT).exists() and "train" not in words:
+                continue  # the command before it refused the base
+            (place / ERRORS).unlink(missing_ok=True)
+            outcome = watched(lambda words=words: run_command(words.split()), place, SECONDS)
+            peaks.append(outcome.megabytes)
+            fault = fault_of(outcome, place, most + MOST_GROWTH_MB)
+            if fault:
+                faults.append(f"case {number} of seed {args.seed} ({what}), {words.split()[0]}: {fault}")
+                print(faults[-1], flush=True)
+                break
+            counts["refused" if outcome.status else "taken"] += 1
+        if number < 0:
+            if faults or counts["refused"]:
+                raise SystemExit((place / ERRORS).read_text())
+            counts.clear()
+            most = max(peaks)
+        if args.keep and faults and faults[-1].startswith(f"case {number} "):
+            shutil.copytree(place, args.keep / f"{root.name}-{number}", symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(place)
+    return counts, faults
+
+
+def write_rows(place: Path) -> None:
+    """Make a folder with rows to train on and to score."""
+    place.mkdir(parents=True)
+    rows = [{"instruction": f"What is {n} plus {n}?", "output": f"It is {2 * n}."} for n in range(4)]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def with_checksum(header: dict[str, Any], data: bytes) -> bytes:
+    """A file with a checksum that fits its content."""
+    metadata = header["__metadata__"]
+    metadata.pop("sha256", None)
+    metadata["sha256"] = checksum_of(header, data)
+    return joined(header, data)
 
 
 def peak_mb() -> float:
@@ -157,23 +281,7 @@ def mutation(raw: bytes, source: random.Random) -> bytes:
             header[name][field] = source.choice([*VALUES, "F16", "F64", "I64", [16, 4], [4, 15], [1, 64], [0, 512]])
     if source.random() < 0.2:
         data = source.randbytes(len(data))
-    return joined(header, data, fits=source.random() < 0.7)
-
-
-def parts_of(raw: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and tensors of a safetensors file."""
-    (length,) = struct.unpack("<Q", raw[:8])
-    return json.loads(raw[8 : 8 + length]), raw[8 + length :]
-
-
-def joined(header: dict[str, Any], data: bytes, *, fits: bool) -> bytes:
-    """A file, with a checksum that fits its content if asked for."""
-    metadata = header["__metadata__"]
-    if fits:
-        metadata.pop("sha256", None)
-        metadata["sha256"] = checksum_of(header, data)
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
+    return with_checksum(header, data) if source.random() < 0.7 else joined(header, data)
 
 
 def checksum_of(header: dict[str, Any], data: bytes) -> str:

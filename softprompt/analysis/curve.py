@@ -3,7 +3,6 @@
 `chart.py` draws it.
 """
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from softprompt.config.commands import run_folder_of
 from softprompt.errors import UserError
 from softprompt.prompt.metadata import is_count
 from softprompt.training.run_log import INITIAL, METRICS_NAME, NO_PROMPT, read_records
+
+MOST_LOSS = 3.4e38  # the largest number of fp32, in which losses are computed; differences of larger ones overflow
 
 
 @dataclass(frozen=True)
@@ -145,4 +146,4 @@ def _number(value: object) -> float | None:
     """Return `value` as a float if it can be drawn, else None."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
-    return float(value) if abs(value) <= sys.float_info.max else None  # a whole number may be too large for a float
+    return float(value) if abs(value) <= MOST_LOSS else None

@@ -68,6 +68,9 @@ def read_config(folder: Path, name: str) -> PretrainedConfig:
             f"`model` {name}: {visible(str(kind))} is not a causal language model; choose one such as BloomForCausalLM"
         )
     _check_padding(config, name)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
+    if not (isinstance(layers, int) and layers > 0):
+        raise UserError(f"{what}: it has {visible(repr(layers))} layers")
     return config
 
 

@@ -156,6 +156,9 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     except UserError:
         refuse_own_code(raw, settings.name, name)  # which is then why transformers refused it
         raise
+    template = tokenizer.chat_template or ""
+    if not all(isinstance(each, str) for each in (template.values() if isinstance(template, dict) else [template])):
+        raise UserError(f"{what} (its chat template is no text)")
     require_eos(tokenizer, name)
     with foreign(what):
         decode_text(encode_text(PROBE, tokenizer), tokenizer)

@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Iterable
 
+LONGEST_NAME, LONGEST_TEXT = 32, 2000  # characters of a field that are shown
+
 
 def display_width(text: str) -> int:
     """Return how many columns `text` takes."""
@@ -19,25 +21,31 @@ def fit(text: str, columns: int) -> str:
 def wrap(text: str, columns: int) -> list[str]:
     """Break `text` into lines of at most `columns` columns, at spaces where there are any."""
     lines = []
-    while display_width(text) > columns:
-        head = _head(text, columns)
+    while len(head := _head(text, columns)) < len(text):
         # a line that ends right before a space is whole; else it ends at its last space, or is cut if it has none
         at_space = head if text[len(head)] == " " else head.rpartition(" ")[0]
-        line = at_space or head
+        line = at_space or head or text[0]
         lines.append(line.rstrip())
         text = text[len(line) :].lstrip()
     return [*lines, text]
 
 
 def fields(pairs: Iterable[tuple[str, str]], *, columns: int) -> str:
-    """Return lines with the names on the left and their texts, aligned and wrapped, on the right."""
-    pairs = list(pairs)
+    """Return lines with the names on the left and their texts, aligned and wrapped, on the right.
+
+    Both may be a stranger's, so of longer ones the beginning is shown.
+    """
+    pairs = [(_beginning(name, LONGEST_NAME), _beginning(text, LONGEST_TEXT)) for name, text in pairs]
     margin = max(display_width(name) for name, _ in pairs) + 4
     lines = []
     for name, text in pairs:
         for place, part in enumerate(wrap(text, columns - margin)):
             lines.append(fit("  " + name if place == 0 else "", margin) + part)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _beginning(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _head(text: str, columns: int) -> str:

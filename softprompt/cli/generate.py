@@ -10,7 +10,7 @@ from softprompt.config.command_line import parse
 from softprompt.config.commands import ChatConfig, GenerateConfig
 from softprompt.config.options import flags_in
 from softprompt.errors import UserError
-from softprompt.system.foreign import visible
+from softprompt.system.foreign import visible, visible_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ def answer_one(config: GenerateConfig) -> None:
     seed = draw_seed() if config.seed is None else config.seed
     if config.samples:
         print(f"seed: {seed}", file=sys.stderr)
-    print(encoder.question_text(question), file=sys.stderr, flush=True)
+    print(visible_text(encoder.question_text(question)), file=sys.stderr, flush=True)
     with_it = "with the ensemble" if members else "with the prompt"
     print_answers(
         model, encoder, config, question, seed=seed, title=with_it if config.compare else "", ensemble=members
@@ -175,7 +175,10 @@ def print_answers(
     title: str = "",
     ensemble: "Sequence[BankedPrompt]" = (),
 ) -> None:
-    """Print the answers to stdout, below a title if there is one; at a terminal, one answer comes token by token."""
+    """Print the answers to stdout, below a title if there is one; at a terminal, one answer comes token by token.
+
+    What a terminal would obey is escaped there; a file or a pipe gets the answers as they are.
+    """
     import torch
 
     from softprompt.answering.batch import front_of, generate_answers
@@ -183,14 +186,16 @@ def print_answers(
 
     if title:
         print(f"--- {title}", flush=True)
-    stream = sys.stdout.isatty() and config.num_return_sequences == 1
+    at_terminal = sys.stdout.isatty()
+    stream = at_terminal and config.num_return_sequences == 1
     torch.manual_seed(seed)
     streamer = AnswerStream(encoder) if stream else None
     answers = generate_answers(
         side, encoder, config, question, ensemble=[front_of(each) for each in ensemble], streamer=streamer
     )
     if not stream:
-        print("\n\n".join(answers), flush=True)
+        text = "\n\n".join(answers)
+        print(visible_text(text) if at_terminal else text, flush=True)
 
 
 def sample_question(base_name: str, tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import sys
-import unicodedata
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +14,7 @@ from softprompt.answering.batch import text_of
 from softprompt.answering.job import JobReport
 from softprompt.cli.text import describe_evaluation, describe_step, describe_trial
 from softprompt.config.options import flags_in
-from softprompt.system.foreign import visible
+from softprompt.system.foreign import visible, visible_text
 from softprompt.system.process import drop_output
 from softprompt.tokens.encoding import Encoder
 from softprompt.training.report import BarReport
@@ -117,8 +116,7 @@ class AnswerStream(BaseStreamer):
     def _print(self, text: str) -> None:
         """Print more of the answer, in which a control character other than a line break or tab is shown escaped."""
         self.printed += text
-        shown = (c if c in "\n\t" or unicodedata.category(c) != "Cc" else visible(c) for c in text)
-        print("".join(shown), end="", flush=True)
+        print(visible_text(text), end="", flush=True)
 
 
 class TerminalJobReport(JobReport):

@@ -16,7 +16,7 @@ from softprompt.engine.forward import attention_note
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score
 from softprompt.packs.families import can_pack
-from softprompt.system.foreign import visible
+from softprompt.system.foreign import visible, visible_text
 from softprompt.tokens.encoded_splits import KEPT_WHOLE, EncodedSplit, EncodedSplits
 from softprompt.tokens.encoding import EncodedRow, Encoder, decode_text
 from softprompt.training.run_folder import ANSWERS_NAME
@@ -117,7 +117,7 @@ def describe_template(encoder: Encoder) -> list[str]:
     if template.date:
         parts.append(f"with the date {template.date}")
     if encoder.bos_id is not None:
-        parts.append(f"every text begins with {decode_text([encoder.bos_id], tokenizer)}")
+        parts.append(f"every text begins with {visible(decode_text([encoder.bos_id], tokenizer))}")
     if encoder.placement == "system":
         parts.append("the prompt stands in the system turn")
     return [f"rows are written {', '.join(parts)}"] if parts else []
@@ -236,4 +236,4 @@ def command_line(command: str, options: Mapping[str, object]) -> str:
 
 
 def _indent(text: str) -> str:
-    return "\n".join("    " + line for line in text.splitlines())
+    return "\n".join("    " + visible_text(line) for line in text.splitlines())

@@ -13,6 +13,7 @@ DEFAULT_DATA = "builtin:polite"
 DEFAULT_PROMPT_FILE = "prompt.safetensors"
 DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
 MAX_INIT_TEXT = 100_000  # characters; a prompt file keeps the text
+MAX_SYSTEM_TEXT = 1 << 15  # characters; every question of a prompt file has the text, which costs time and memory
 OPTIMS = ("soap", "adamw")
 INITS = ("text", "answers", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -130,6 +131,8 @@ class TemplateOptions(Group):
 
     def check(self) -> None:
         require(is_unicode(self.system), self, "system", "is not UTF-8 text")
+        if (length := len(self.system)) > MAX_SYSTEM_TEXT:
+            raise UserError(f"`system`: has {length:,} characters, of which {MAX_SYSTEM_TEXT:,} are allowed")
         require(bool(self.template.strip()), self, "template", "is empty; give a name or a file")
 
 

@@ -7,7 +7,7 @@ from softprompt.data.row import RowKinds
 from softprompt.errors import UserError
 from softprompt.prompt.file import PromptMetadata
 from softprompt.tokens.encoding import Encoder, bos_of
-from softprompt.tokens.probe import require_harmless
+from softprompt.tokens.probe import require_harmless_once
 from softprompt.tokens.template import Template, choose_template, own_template, template_of, with_date
 
 
@@ -39,8 +39,8 @@ def encoder_for(
         chosen = Template("text")
     else:
         chosen = choose_template(template, base.tokenizer, system=system, date=date)
-    if chosen.name == "file":
-        require_harmless(chosen.text, base.tokenizer.special_tokens_map, what=f"`template` {template}")
+    if chosen.is_chat:
+        _require_harmless(base, chosen, what=f"`template` {template}", own=chosen.name == "chat")
     return Encoder(
         base.tokenizer,
         chosen,
@@ -67,8 +67,8 @@ def encoder_of(facts: PromptMetadata, base: Base, *, prompt_file: str) -> Encode
         prompt_file=prompt_file,
     )
     own = with_date(own_template(base.tokenizer), facts.template_date or None)[0]
-    if template.is_chat and template.text != own:
-        require_harmless(template.text, base.tokenizer.special_tokens_map, what=prompt_file)
+    if template.is_chat:
+        _require_harmless(base, template, what=prompt_file, own=template.text == own)
     bos_id: Any = base.tokenizer.convert_tokens_to_ids(facts.bos_token) if facts.bos_token else None
     if facts.bos_token and (bos_id is None or base.tokenizer.convert_ids_to_tokens(bos_id) != facts.bos_token):
         raise UserError(f"{prompt_file}: its texts begin with {facts.bos_token!r}, which this base's tokenizer lacks")
@@ -91,6 +91,13 @@ def encoder_of(facts: PromptMetadata, base: Base, *, prompt_file: str) -> Encode
     if [encoder.before_ids, encoder.after_ids] != [facts.before_ids, facts.after_ids]:
         raise UserError(f"{prompt_file}: this base's tokenizer writes other ids around the prompt than in training")
     return encoder
+
+
+def _require_harmless(base: Base, template: Template, *, what: str, own: bool) -> None:
+    """Raise `UserError` if a template does not end soon or fills the memory; a base's own may be a stranger's too."""
+    if own:
+        what = f"`model` {base.name}: its chat template cannot be used, and `template` takes another"
+    require_harmless_once(template.text, base.tokenizer.special_tokens_map, what=what, own=own)
 
 
 def metadata_of(encoder: Encoder) -> dict[str, Any]:

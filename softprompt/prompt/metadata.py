@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeGuard
 
 from softprompt.base.fingerprint import parse_sketch
-from softprompt.config.commands import MAX_INIT_TEXT
+from softprompt.config.commands import MAX_INIT_TEXT, MAX_SYSTEM_TEXT
 from softprompt.errors import UserError
 from softprompt.system.foreign import parse_json
 
 # characters of a value; what grows with the base and the run is limited by the header alone
 MAX_TEXT, MAX_HEADER_BYTES = 1 << 20, 1 << 26
-LIMITS = dict.fromkeys(("base_sketch", "rows_sketch", "training"), MAX_HEADER_BYTES) | {"init_text": MAX_INIT_TEXT}
+LIMITS = dict.fromkeys(("base_sketch", "rows_sketch", "training"), MAX_HEADER_BYTES)
+LIMITS |= {"init_text": MAX_INIT_TEXT, "system": MAX_SYSTEM_TEXT}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,12 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from softprompt.system.files import write_atomic
+from softprompt.system.files import remove_temporaries, write_atomic
 
 MAX_BYTES = 1 << 26
 
@@ -49,6 +50,7 @@ def write_cached(name: str, value: Any) -> None:
         return
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(folder, re.escape(name), locked=False)
         write_atomic(folder / name, json.dumps({"sha256": _checksum(value), "value": value}).encode())
 
 

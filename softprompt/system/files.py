@@ -3,9 +3,13 @@
 import contextlib
 import errno
 import filecmp
+import functools
+import hashlib
 import os
 import re
+import socket
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,7 @@ SUFFIX = ".tmp"  # of temporary files
 # what a file system without rights, or one that cannot sync a folder, answers
 REFUSED = {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 PROBE = 4096  # bytes that are written to try a place
+LONGEST_WRITE = 86400  # seconds after which a temporary file of another host is taken to be of the dead
 
 
 @dataclass(frozen=True)
@@ -116,14 +121,16 @@ def _written(path: Path, content: Iterable[bytes]) -> Iterator[str]:
 def remove_temporaries(folder: Path, name: str, *, locked: bool) -> None:
     """Remove temporary files for `name` in `folder`, a regular expression, that processes left which have ended.
 
+    Whether a process of another host, or of another container, has ended cannot be told; its files go after a day.
+
     Args:
         locked: whether no other process writes such files now, so that all of them are of the dead.
     """
-    pattern = re.compile(rf"\.(?:{name})\.(?:(\d+)\.)?[^.]*{re.escape(SUFFIX)}")
+    pattern = re.compile(rf"\.(?:{name})\.(?:(\d+)(?:-([0-9a-f]+))?\.)?[^.]*{re.escape(SUFFIX)}")
     with contextlib.suppress(OSError):  # what cannot be removed only takes room
         for path in folder.iterdir():
             found = pattern.fullmatch(path.name)
-            if found and (locked or (found[1] is not None and not _is_alive(int(found[1])))):
+            if found and (locked or (found[1] is not None and _has_ended(int(found[1]), found[2], path))):
                 if path.is_dir() and not path.is_symlink():
                     remove_folder(path)
                 else:
@@ -145,20 +152,31 @@ def _remove_quietly(folder: Path) -> None:
         remove_folder(folder)
 
 
-def _is_alive(process: int) -> bool:
-    """Whether a process of that number runs on this machine; where that cannot be told, it is taken to."""
+def _has_ended(process: int, host: str | None, path: Path) -> bool:
+    """Whether the process of this number and host, which wrote `path`, has ended; if in doubt, it has not."""
+    if host != _host():
+        return time.time() - path.lstat().st_mtime > LONGEST_WRITE
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
         return True
-    return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+@functools.cache
+def _host() -> str:
+    """Return what processes have in common that see the numbers of each other: eight hexadecimal digits."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):  # containers of one machine share folders and not process numbers
+        name += str(os.stat("/proc/self/ns/pid").st_ino)
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def _prefix(path: Path) -> str:
-    """Return how the names of temporary files for `path` begin; the number of the process tells whose they are."""
-    return f".{path.name}.{os.getpid()}."
+    """Return how the names of temporary files for `path` begin; process and host tell whose they are."""
+    return f".{path.name}.{os.getpid()}-{_host()}."
 
 
 @contextlib.contextmanager
@@ -238,7 +256,8 @@ def require_writable(folder: str | os.PathLike, *, what: str, names: tuple[str, 
 
 
 def _try_write(folder: Path, name: str) -> None:
-    """Write and remove a temporary file for `name`; raises `OSError`."""
+    """Write and remove a temporary file for `name`, as well as those that dead processes left; raises `OSError`."""
+    remove_temporaries(folder, re.escape(name), locked=False)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=_prefix(folder / name), suffix=SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:

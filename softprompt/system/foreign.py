@@ -5,6 +5,7 @@ A folder or a file that a stranger gives may hold anything, so no list of except
 
 import contextlib
 import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from softprompt.system.process import is_out_of_memory
 MAX_JSON_BYTES = 1 << 28
 MAX_DEPTH = 32
 MAX_REASON = 300  # characters of a foreign message that are quoted
+TURNING = {*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}  # they turn the order of what follows
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -113,3 +115,15 @@ def _refuse_constant(name: str) -> None:
 def visible(text: str) -> str:
     """Return `text` with everything that is not printable, such as an escape sequence of terminals, as its escape."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def visible_text(text: str) -> str:
+    """Return a text of several lines in which what a terminal would obey, or show out of order, is escaped.
+
+    Line breaks and tabs stay, and so do characters of scripts that are not printable by themselves, such as joiners.
+    """
+    return "".join(repr(c)[1:-1] if _is_obeyed(c) else c for c in text)
+
+
+def _is_obeyed(character: str) -> bool:
+    return character not in "\n\t" and (unicodedata.category(character) in ("Cc", "Cs") or character in TURNING)

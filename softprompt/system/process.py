@@ -6,8 +6,13 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+
+LIBRARIES = (
+    r"(transformers|datasets|torch|huggingface_hub|safetensors|pyarrow)(\.|$)"  # modules whose warnings are noise
+)
 
 
 @contextlib.contextmanager
@@ -45,12 +50,16 @@ def silence_libraries() -> Callable[[], None]:
 
     no_bars, bars = datasets.are_progress_bars_disabled(), transformers.logging.is_progress_bar_enabled()
     levels = datasets.logging.get_verbosity(), transformers.logging.get_verbosity()
+    python_warnings = warnings.catch_warnings()
+    python_warnings.__enter__()
+    warnings.filterwarnings("ignore", module=LIBRARIES)
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
 
     def restore() -> None:
+        python_warnings.__exit__(None, None, None)
         if not no_bars:
             datasets.enable_progress_bars()
         if bars:

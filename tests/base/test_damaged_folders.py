@@ -166,6 +166,9 @@ REFUSED = {
     "layers 10^400": (config(n_layer=HUGE), "n_layer"),
     "layers text": (config(n_layer="2"), "config.json"),
     "layers negative": (config(n_layer=-10**9), "n_layer"),
+    "layers -1": (config(num_hidden_layers=-1), "-1 layers"),
+    "layers 0": (config(n_layer=0), "0 layers"),
+    "an old key": (config(rope_scaling=7), "config.json"),
     "layers 3": (config(n_layer=3), "lack"),
     "labels 10^9": (config(num_labels=10**9), "num_labels"),
     "heads 0": (config(n_head=0), "config.json"),
@@ -254,6 +257,12 @@ REFUSED = {
     "special tokens cut": (text("special_tokens_map.json", "{"), "tokenizer"),
     "eos null": (nested("tokenizer_config.json", "eos_token", value=None), "eos"),
     "eos number": (nested("tokenizer_config.json", "eos_token", value=2), "eos"),
+    "template number": (nested("tokenizer_config.json", "chat_template", value=0.5), "chat template is no text"),
+    "template list": (nested("tokenizer_config.json", "chat_template", value=[1, 2]), "tokenizer"),
+    "template named number": (
+        nested("tokenizer_config.json", "chat_template", value=[{"name": "default", "template": 5}]),
+        "chat template is no text",
+    ),
     "eos list": (nested("tokenizer_config.json", "eos_token", value=["</s>"]), "tokenizer"),
 }  # fmt: skip
 # damage that concerns nothing of ours

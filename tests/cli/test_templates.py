@@ -40,6 +40,18 @@ def command(capfd, chat_model):
     return run
 
 
+LONG_LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_of_the_base_that_does_not_end_is_one_line(command, chat_model, monkeypatch):
+    passed(command("train", *quick()))
+    monkeypatch.setattr("softprompt.tokens.probe.SECONDS", 0.5)
+    (chat_model / "chat_template.jinja").write_text(LONG_LOOP)
+    result = command("train", *quick())
+    assert_one_line(result, f"--model {chat_model}: its chat template", "does not end", "--template takes another")
+    passed(command("train", *quick("--template", "tutorial")))
+
+
 def passed(result):
     assert result.status == 0, result.err
     return result

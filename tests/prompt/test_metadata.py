@@ -9,7 +9,7 @@ import torch
 
 from softprompt import SoftPromptEmbedding, UserError, load_prompt, save_prompt
 from softprompt.base.fingerprint import Fingerprint, compare_fingerprints
-from softprompt.config.commands import MAX_INIT_TEXT
+from softprompt.config.commands import MAX_INIT_TEXT, MAX_SYSTEM_TEXT
 from softprompt.prompt.metadata import MAX_TEXT, PromptMetadata
 from softprompt.prompt.start import why_no_start
 
@@ -145,7 +145,8 @@ def test_a_sketch_of_a_base_that_is_none_is_refused(sketch):
 
 
 @pytest.mark.parametrize(
-    ("key", "limit"), [("init_text", MAX_INIT_TEXT), ("base", MAX_TEXT), ("template_text", MAX_TEXT)]
+    ("key", "limit"),
+    [("init_text", MAX_INIT_TEXT), ("system", MAX_SYSTEM_TEXT), ("base", MAX_TEXT), ("template_text", MAX_TEXT)],
 )
 def test_a_text_has_a_longest_length(key, limit):
     assert getattr(PromptMetadata.from_strings({key: "x" * limit}), key) == "x" * limit

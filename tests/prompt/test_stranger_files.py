@@ -17,7 +17,7 @@ import softprompt
 from softprompt import SoftPromptEmbedding, UserError, load_prompt, save_prompt
 from softprompt.base.known import is_known_base, remember_base
 from softprompt.base.loading import load_base
-from softprompt.config.commands import MAX_INIT_TEXT
+from softprompt.config.commands import MAX_INIT_TEXT, MAX_SYSTEM_TEXT
 from softprompt.prompt.metadata import MAX_TEXT
 from softprompt.system.cache import cache_folder, read_cached, write_cached
 
@@ -49,6 +49,7 @@ METADATA = {
     "ends beyond": ({"end_ids": "[260]"}, "260"),
     "front beyond": ({"before_ids": "[260]"}, "260"),
     "text long": ({"init_text": "word " * (MAX_INIT_TEXT // 4)}, "init_text"),
+    "system long": ({"system": "z" * (MAX_SYSTEM_TEXT + 1)}, "system"),
     "name long": ({"base": "x" * (MAX_TEXT + 1)}, "base"),
     "half a character": ({"base": "\ud83d"}, "base"),
     "escape": ({"base": "\x1b[31mred\x07", **OTHER}, r"\x1b[31mred\x07"),
@@ -124,6 +125,30 @@ def test_hostile_metadata_is_one_line(prompt, run, case):
         result = run(command)
         assert_one_line(result, "p.safetensors", words)
         assert result.err[:-1].isprintable() and "\x1b" not in result.out and not os.path.exists("new.safetensors")
+
+
+SHOWN = {
+    "losses beyond fp32": {"training": json.dumps({"curve": [[2**62, 1e308], [0, -1e308], [1, 2.0]]})},
+    "long names and texts": {"training": json.dumps({"x" * 9000: "y" * 900_000, "a": {"b" * 9000: 1}})},
+    "long own texts": {"system": "z" * MAX_SYSTEM_TEXT, "init_text": "z" * 90_000},
+    "many names": {"training": json.dumps({f"name {number}": number for number in range(9000)})},
+}
+
+
+@pytest.mark.parametrize("case", SHOWN)
+def test_what_is_odd_but_harmless_is_shown_in_short(prompt, run, case):
+    rewrite(prompt, **SHOWN[case])
+    result = run("inspect")
+    assert result.status == 0 and len(result.out) < 1_000_000
+
+
+def test_what_a_terminal_would_obey_is_escaped_in_rows_and_questions(prompt, run, rows_file):
+    rewrite(prompt, template="file", template_text="\x1b[2J\u202e{{ messages[0]['content'] }}\n")
+    shown = run("generate", "--no-do-sample").err
+    rows_file.write_text(json.dumps({"instruction": "a\x1b]0;title\x07\n\tb", "output": "c\u202ed"}) + "\n")
+    shown += run("train").out
+    assert r"\x1b[2J\u202ex" in shown and r"a\x1b]0;title\x07" in shown and "\tb" in shown and r"c\u202ed" in shown
+    assert all(character not in shown for character in "\x1b\x07\u202e")
 
 
 def claim(count, width):

@@ -17,8 +17,9 @@ def ran(name, *words):
 
 
 def test_runs_that_are_killed_and_resumed_give_the_same_bits():
-    done = ran("kill_sweep.py", "--kills", 1, "--seed", 5, "--recipe", "fp32")
+    done = ran("kill_sweep.py", "--kills", 4, "--seed", 5, "--recipe", "fp32")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "different" in done.stdout and done.stdout.count("\n") == 4  # the heading, the recipe, the sum, the time
 
 
 def test_mutated_prompts_and_states_are_refused_in_one_line():

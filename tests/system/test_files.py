@@ -2,14 +2,19 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from helpers.commands import run_python
 
 from softprompt import UserError
 from softprompt.system.files import (
     FileId,
+    _prefix,
     atomic_folder,
     remove_temporaries,
     require_writable,
@@ -43,14 +48,34 @@ def test_a_result_never_replaces_a_file_that_came_meanwhile(tmp_path, monkeypatc
 def test_temporary_files_of_dead_processes_are_removed_and_others_kept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    gone = [f".p.safetensors.{dead.pid}.ab_c12.tmp"]
-    kept = [f".p.safetensors.{os.getpid()}.abc.tmp", ".p.safetensors.abc.tmp", ".other.1.tmp", "p.safetensors"]
+    handle, living = tempfile.mkstemp(dir=tmp_path, prefix=_prefix(tmp_path / "p.safetensors"), suffix=".tmp")
+    os.close(handle)
+    host = Path(living).name.split(".")[3].partition("-")[2]
+    old = f".p.safetensors.{dead.pid}-0000.old.tmp"
+    gone = [f".p.safetensors.{dead.pid}-{host}.ab_c12.tmp", old]
+    kept = [Path(living).name, f".p.safetensors.{dead.pid}-0000.new.tmp", f".p.safetensors.{dead.pid}.abc.tmp"]
+    kept += [".p.safetensors.abc.tmp", ".other.1.tmp", "p.safetensors"]
     for name in gone + kept:
         (tmp_path / name).touch()
+    os.utime(tmp_path / old, (0, 0))  # of another host, whose processes are not seen from here, but long ago
     remove_temporaries(tmp_path, r"p\.safetensors", locked=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
     remove_temporaries(tmp_path, r"p\.safetensors", locked=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.1.tmp", "p.safetensors"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one_that_tries_the_place_or_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "softprompt").mkdir()
+    kill = "import os, signal\nos.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
+    probe = "from softprompt.system.files import require_writable as try_place\ntry_place('p.run', what='x')"
+    cache = "from softprompt.system.cache import write_cached\nwrite_cached('a.json', 1)"
+    for code, folder in ((probe, tmp_path), (cache, tmp_path / "softprompt")):
+        before = sorted(folder.iterdir())
+        assert run_python(kill + code, tmp_path).returncode == -signal.SIGKILL
+        assert len(list(folder.glob(".*.tmp"))) == 1
+        assert run_python(code, tmp_path).returncode == 0
+        assert [path for path in sorted(folder.iterdir()) if path.name != "a.json"] == before
 
 
 def test_a_folder_that_cannot_be_synced_and_rights_that_cannot_be_set_are_no_errors(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A template that is not the base's own is first rendered in a child process: what it may not do."""
+"""A template that was not used before is first rendered in a child process: what it may not do."""
 
 import time
 
@@ -7,7 +7,7 @@ from helpers import templates
 
 from softprompt.errors import UserError
 from softprompt.tokens import probe
-from softprompt.tokens.probe import require_harmless
+from softprompt.tokens.probe import require_harmless, require_harmless_once
 
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 LONG_LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -77,3 +77,29 @@ def test_a_file_of_the_users_is_no_library(tmp_path, monkeypatch):
     require_harmless(templates.CHATML, NAMES, what="p")
     with pytest.raises(UserError, match="never"):
         require_harmless("{{ raise_exception('never') }}", NAMES, what="p")
+
+
+def test_a_template_that_was_harmless_is_not_rendered_in_a_child_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(probe, "_harmless", set())
+    require_harmless_once(templates.CHATML, NAMES, what="p", own=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(probe, "PROGRAM", "raise SystemExit(3)")
+        require_harmless_once(templates.CHATML, NAMES, what="p", own=True)
+        probe._harmless.clear()  # as in another process, which has the list on disk
+        require_harmless_once(templates.CHATML, NAMES, what="p", own=True)
+        others = [(templates.MARKED, NAMES, True), (templates.CHATML, {}, True), (templates.CHATML, NAMES, False)]
+        for text, names, own in others:
+            with pytest.raises(UserError, match="ends its process"):
+                require_harmless_once(text, names, what="p", own=own)
+    (path,) = tmp_path.rglob(probe.FILE)
+    path.write_text('{"sha256": "", "value": 5}')
+    probe._harmless.clear()
+    require_harmless_once(templates.CHATML, NAMES, what="p", own=True)
+
+
+def test_what_a_base_says_itself_may_fail_here_and_must_end(monkeypatch):
+    require_harmless("{{ raise_exception('rows must have tools') }}", NAMES, what="p", own=True)
+    monkeypatch.setattr(probe, "SECONDS", 0.5)
+    for text in (LONG_LOOP, "{{ 'a' * 10 ** 13 }}", "{{ 'ab' * 2 ** 20 }}"):
+        with pytest.raises(UserError, match=r"^p: the template "):
+            require_harmless(text, NAMES, what="p", own=True)
