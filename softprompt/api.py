@@ -30,7 +30,7 @@ from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Diverged, Interrupted, UserError
 from softprompt.packs.batches import plan_batches
 from softprompt.prompt.embedding import SoftPromptEmbedding
-from softprompt.prompt.encoder import encoder_of
+from softprompt.prompt.encoder import bound_to, encoder_of
 from softprompt.prompt.file import PromptFile, load_prompt, prompt_bytes
 from softprompt.prompt.fit import check_same_base, load_prompt_base, require_room
 from softprompt.system.files import check_output_file, write_atomic
@@ -258,7 +258,8 @@ def load(
     """Load a prompt file together with the base that it was trained on.
 
     Args:
-        prompt_file: path of a file that `train`, `LoadedPrompt.save` or a command wrote.
+        prompt_file: path of a file that `train`, `LoadedPrompt.save` or a command wrote; or an adapter of PEFT, as a
+            folder or a hub id, which needs `model`.
         model: the base to run the prompt on: a folder, a hub id or a `builtin:...` name; None takes the one that the
             file names.
         device: cpu, cuda, cuda:N or auto.
@@ -277,6 +278,7 @@ def load(
     with _torch_as_it_was(place), quiet_libraries():
         base = load_prompt_base(file.facts, prompt_file=name, model=model, device=place, precision=hardware.precision)
     check_same_base(file, base, prompt_file=name, allow_other=allow_other_base)
+    file = bound_to(base, file)
     encoder = encoder_of(file.facts, base, prompt_file=name)
     prompt = SoftPromptEmbedding.from_tensor(file.weight)
     model_with_prompt = SoftPromptModel(base.model, prompt, encoder.before_ids, encoder.after_ids)

@@ -6,7 +6,8 @@ from typing import Any
 from softprompt.base.loading import Base
 from softprompt.data.row import Row
 from softprompt.errors import UserError
-from softprompt.prompt.file import PromptMetadata
+from softprompt.prompt.embedding import SoftPromptEmbedding
+from softprompt.prompt.file import PromptFile, PromptMetadata, prompt_of
 from softprompt.tokens.encoding import Encoder, bos_of
 from softprompt.tokens.probe import require_harmless
 from softprompt.tokens.template import Template, choose_template, own_template, template_of, with_date
@@ -52,6 +53,24 @@ def encoder_for(
         placement=placement,
         shares_close=not own_system,
     )
+
+
+def bound_to(base: Base, file: PromptFile, *, template: str = "auto", system: str = "") -> PromptFile:
+    """The prompt of an adapter with what a prompt file says of its base and of how rows are written.
+
+    A prompt that was read from a prompt file says so already and is returned as it is.
+
+    Args:
+        template, system: as in `encoder_for`; the adapter itself does not say under which template it was trained.
+
+    Raises:
+        UserError: the template cannot be used with this base.
+    """
+    if not file.adapter:
+        return file
+    written = metadata_of(encoder_for(base, [], template=template, system=system))
+    metadata = PromptMetadata(**base.metadata, **written).to_strings()
+    return prompt_of(SoftPromptEmbedding.from_tensor(file.weight), metadata, adapter=file.adapter)
 
 
 def encoder_of(facts: PromptMetadata, base: Base, *, prompt_file: str) -> Encoder:

@@ -12,7 +12,9 @@ from softprompt.config import command_line
 from softprompt.config.commands import (
     ChatConfig,
     EvaluateConfig,
+    ExportConfig,
     GenerateConfig,
+    ImportConfig,
     InspectConfig,
     SweepConfig,
     TrainConfig,
@@ -27,6 +29,8 @@ CONFIGS = {
     "evaluate": EvaluateConfig,
     "inspect": InspectConfig,
     "sweep": SweepConfig,
+    "export": ExportConfig,
+    "import": ImportConfig,
 }
 # a change here is a decision: other people's scripts use these names; in the order and the groups of --help
 OPTIONS = {
@@ -91,6 +95,13 @@ OPTIONS = {
         "how rows are written": "template system last-turn-only placement",
         "output": "prompt-file resume overwrite",
         "search": "sweep-dir virtual-tokens relative-rates init init-text max-trials max-steps",
+    },
+    "export": {
+        "frozen base": "model allow-other-base",
+        "export": "prompt-file to overwrite",
+    },
+    "import": {
+        "import": "adapter task model template system prompt-file overwrite",
     },
 }
 # what may be given without its flag
