@@ -26,17 +26,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt import") -> 
     from softprompt.prompt.fit import check_same_base, load_prompt_base
 
     settle()
-    name = config.adapter
+    name = str(config.adapter)
     file = load_prompt(name, task=config.task)
     base = load_prompt_base(
         file.facts, prompt_file=name, model=config.model, device=torch.device("cpu"), precision="auto"
     )
-    remark = check_same_base(file, base, prompt_file=name, allow_other=False)
+    check_same_base(file, base, prompt_file=name, allow_other=False)
     file = bound_to(base, file, template=config.template, system=config.system)
-    for note in filter(None, (*base.notes, remark)):
+    for note in base.notes:
         print(visible(flags_in(f"note: {note}")), file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, prompt_bytes(SoftPromptEmbedding.from_tensor(file.weight), file.metadata))
-    template = file.facts.template
-    print(f"prompt written to {path}, for the base {base.name} and the template {template}")
+    print(f"prompt written to {path}, as one of the base {base.name} under the template {file.facts.template}:")
+    print("an adapter says neither on which weights nor under which template it was trained")
     print(f"try it: {typed('generate')} --prompt-file {path}")

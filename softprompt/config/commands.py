@@ -492,14 +492,14 @@ class ExportConfig(PromptBaseOptions):
 
     prompt_file: tuple[str, ...] = option((DEFAULT_PROMPT_FILE,), "the trained prompt; several with --to baked")
     to: tuple[str, str] = option(
-        ("", ""),
+        (),
         f"the format, one of {', '.join(EXPORTS)}, and the folder (the file with npy) to write (default: none)",
     )
     overwrite: bool = option(False, "replace an earlier export there")
 
     def check(self) -> None:
         self.prompt_file = tuple(os.path.expanduser(name) for name in self.prompt_file)
-        name, where = self.to
+        name, where = self.to or ("", "")
         if name not in EXPORTS:
             said = f" {name}" if name else ""
             raise UserError(f"`to`{said}: name a format, one of {', '.join(EXPORTS)}, and where to write")
@@ -516,7 +516,9 @@ class ImportConfig(Group):
 
     heading: ClassVar[str] = "import"
 
-    adapter: str = option("", "a folder that PEFT saved, a hub id, or a .npy file of a [P, H] matrix (default: none)")
+    adapter: str | None = option(
+        None, "a folder that PEFT saved, a hub id, or a .npy file of a [P, H] matrix (default: none)"
+    )
     task: int | None = option(None, "number of the task, from 0, in an adapter that holds several (default: the only)")
     model: str | None = option(None, "base of the prompt (default: the adapter's own, where that is a shipped one)")
     template: str = option("auto", "how rows are written, as for train; an adapter does not say it")
@@ -526,7 +528,8 @@ class ImportConfig(Group):
 
     def check(self) -> None:
         expand_home(self, "adapter", "prompt_file")
-        require(bool(self.adapter), self, "adapter", "name the adapter to read")
+        if not self.adapter:
+            raise UserError("`adapter`: name a folder that PEFT saved, a hub id or a .npy file")
         require(is_unicode(self.system), self, "system", "is not UTF-8 text")
         require(bool(self.template.strip()), self, "template", "is empty; give a name or a file")
         require(self.task is None or self.task >= 0, self, "task", "must be 0 or above")

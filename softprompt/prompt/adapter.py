@@ -57,7 +57,9 @@ def weight_file(folder: Path, name: str) -> Path:
         UserError: the folder is no adapter, or has no such file.
     """
     if not (folder / CONFIG_NAME).exists():
-        raise UserError(f"{name}: is a folder without {CONFIG_NAME}; give a prompt file or an adapter of PEFT")
+        raise UserError(
+            f"{name}: no such prompt file, but a folder, and without {CONFIG_NAME} it is no adapter of PEFT"
+        )
     found = next((folder / each for each in WEIGHT_NAMES if (folder / each).exists()), None)
     if found is None:
         raise UserError(f"{name}: no {' or '.join(WEIGHT_NAMES)} there; save the adapter again")
