@@ -1,20 +1,25 @@
 """Write a prompt in the form that another program takes: an adapter of PEFT, or a NumPy array."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from softprompt.cli.program import settle
 from softprompt.config.command_line import parse
 from softprompt.config.commands import ExportConfig
+from softprompt.config.options import flags_in
 from softprompt.errors import UserError
 from softprompt.system.files import atomic_folder, check_output_file, check_output_folder, write_atomic
+from softprompt.system.foreign import visible
 
 if TYPE_CHECKING:
+    from softprompt.base.loading import Base
+    from softprompt.exporting.baked import Copy
     from softprompt.prompt.file import PromptFile
 
 # a file by which an earlier export is known, without which no folder is replaced
-MARKS = {"peft": "adapter_config.json"}
+MARKS = {"peft": "adapter_config.json", "baked": "prompts.json"}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt export") -> None:
@@ -67,4 +72,73 @@ def to_npy(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
     print(f"fp32 {list(file.weight.shape)} written to {path}; it says nothing of its base and its template")
 
 
-WRITERS = {"peft": to_peft, "npy": to_npy}
+def to_baked(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
+    """Write a copy of the base in which the prompts are tokens."""
+    from softprompt.base.loading import base_folder
+    from softprompt.exporting.baked import bake, check, references, token_name
+    from softprompt.prompt.encoder import bound_to, encoder_of
+
+    base = load_base_of(config, files)
+    prompts = {}
+    for name, file in files.items():
+        token = token_name(name)
+        if token in prompts:
+            raise UserError(f"`prompt_file` {name}: its tokens would be called {token}, as another's are; rename it")
+        file = bound_to(base, file)
+        prompts[token] = (file, encoder_of(file.facts, base, prompt_file=name))
+    folder = Path(config.to[1])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as temporary:
+        copy = bake(base, base_folder(base.name, base.revision or None)[0], prompts, temporary)
+        expected = references(base, [each.prompt for each in copy.prompts])
+        dtype = base.model.dtype
+        name = base.name
+        del base, prompts  # the copy is loaded next, and both may not fit into memory
+        check(temporary, copy, expected, dtype)
+    for line in describe_copy(copy, name, folder):
+        print(visible(flags_in(line)))
+
+
+def describe_copy(copy: "Copy", base_name: str, folder: Path) -> Iterator[str]:
+    """The lines that say what a copy holds, how near it is to the prompts, and how it is used."""
+    yield f"copy of {base_name} written to {folder}; new: {', '.join(copy.new_files)}; the other weights are linked"
+    for each in copy.prompts:
+        prompt = each.prompt
+        ids = f"ids {prompt.ids[0]} to {prompt.ids[-1]}, {prompt.tokens[0]} to {prompt.tokens[-1]}"
+        yield f"{prompt.name}: {len(prompt.ids)} tokens, {ids}"
+        yield (
+            f"  stored in {copy.dtype}, which rounds the prompt by at most {each.rounding:.2g} of its RMS; along an"
+            f" answer the largest KL is {each.divergence:.2g} nats, and {each.same_choices} of {each.positions} greedy"
+            " tokens are the same"
+        )
+        yield (
+            f"  without `suppress_tokens` of generation_config.json, its tokens would get up to {each.leak:.2g} of the"
+            f" probability and be chosen at {each.leaked_choices} of {each.positions} positions; a server that does not"
+            " read it needs a logit bias of -100 on the ids in prompts.json"
+        )
+        if each.template:
+            yield f"  chat template: {each.template}" + (", also the tokenizer's own" if len(copy.prompts) == 1 else "")
+        else:
+            yield "  no chat template writes the ids of training; send ids, with those of prompts.json in front"
+    yield from copy.notes
+
+
+def load_base_of(config: ExportConfig, files: "dict[str, PromptFile]") -> "Base":
+    """Return the base that all the prompts were trained on; notes go to stderr."""
+    import torch
+
+    from softprompt.prompt.fit import check_same_base, load_prompt_base
+
+    (first, file), *_ = files.items()
+    cpu = torch.device("cpu")
+    base = load_prompt_base(file.facts, prompt_file=first, model=config.model, device=cpu, precision="auto")
+    remarks = [
+        check_same_base(each, base, prompt_file=name, allow_other=config.allow_other_base)
+        for name, each in files.items()
+    ]
+    for note in filter(None, (*base.notes, *remarks)):
+        print(visible(flags_in(f"note: {note}")), file=sys.stderr)
+    return base
+
+
+WRITERS = {"peft": to_peft, "baked": to_baked, "npy": to_npy}

@@ -68,8 +68,9 @@ def bound_to(base: Base, file: PromptFile, *, template: str = "auto", system: st
     """
     if not file.adapter:
         return file
-    written = metadata_of(encoder_for(base, [], template=template, system=system))
-    metadata = PromptMetadata(**base.metadata, **written).to_strings()
+    said: dict[str, Any] = metadata_of(encoder_for(base, [], template=template, system=system))
+    said |= base.metadata
+    metadata = PromptMetadata(**said).to_strings()
     return prompt_of(SoftPromptEmbedding.from_tensor(file.weight), metadata, adapter=file.adapter)
 
 

@@ -123,8 +123,8 @@ def adapter_snapshot(name: str) -> Path:
     info = _ask("prompt_file", name, lambda: HfApi().model_info(name, timeout=TIMEOUT_S), cached)
     if isinstance(info, Path):
         return info
-    settings = {"revision": info.sha, "allow_patterns": ADAPTER_FILES}
-    return Path(_ask("prompt_file", name, lambda: snapshot_download(name, **settings), None))
+    download = functools.partial(snapshot_download, name, revision=info.sha, allow_patterns=ADAPTER_FILES)
+    return Path(_ask("prompt_file", name, download, None))
 
 
 def require_dataset(name: str, option: str) -> None:
