@@ -1,5 +1,6 @@
-"""Write a prompt in the form that another program takes: an adapter of PEFT, or a NumPy array."""
+"""Write a prompt in the form that another program takes: for PEFT, for servers, or a NumPy array."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from softprompt.prompt.file import PromptFile
 
 # a file by which an earlier export is known, without which no folder is replaced
-MARKS = {"peft": "adapter_config.json", "baked": "prompts.json"}
+MARKS = {"peft": "adapter_config.json", "baked": "prompts.json", "vllm": "request-completions.json"}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt export") -> None:
@@ -141,4 +142,34 @@ def load_base_of(config: ExportConfig, files: "dict[str, PromptFile]") -> "Base"
     return base
 
 
-WRITERS = {"peft": to_peft, "baked": to_baked, "npy": to_npy}
+def to_vllm(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
+    """Write the tensor, requests and a client for vLLM."""
+    from softprompt.base.loading import base_folder
+    from softprompt.exporting.baked import token_name
+    from softprompt.exporting.peft import place_of, write_files
+    from softprompt.exporting.rows import embedding_scale
+    from softprompt.exporting.vllm import dtype_of, vllm_files
+    from softprompt.prompt.encoder import bound_to, encoder_of
+
+    ((name, file),) = files.items()
+    base = load_base_of(config, files)
+    file = bound_to(base, file)
+    encoder = encoder_of(file.facts, base, prompt_file=name)
+    dtype, served = dtype_of(base_folder(base.name, base.revision or None)[0], base), place_of(base.name)
+    content = vllm_files(base, file, encoder, name=token_name(name), model_name=served, dtype=dtype)
+    folder = Path(config.to[1])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(folder) as temporary:
+        write_files(temporary, content)
+    print(f"written to {folder}: {', '.join(content)}")
+    print(f"start: vllm serve {shlex.quote(served)} --enable-prompt-embeds --dtype {str(dtype).removeprefix('torch.')}")
+    print("it then unpickles tensors of its clients, so let only clients that you trust reach it; none was tried here")
+    if encoder.placement == "front":
+        print(
+            "no chat request: there vLLM writes the chat template around the prompt, which stands in front of it here"
+        )
+    if embedding_scale(base.model) != 1.0:
+        print(flags_in("note: this base scales its embeddings, and vLLM may scale the prompt too; `to` baked is safe"))
+
+
+WRITERS = {"peft": to_peft, "baked": to_baked, "vllm": to_vllm, "npy": to_npy}

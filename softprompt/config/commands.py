@@ -17,7 +17,7 @@ OPTIMS = ("soap", "adamw")
 INITS = ("text", "answers", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PLACEMENTS = ("front", "system")
-EXPORTS = ("peft", "baked", "npy")
+EXPORTS = ("peft", "baked", "vllm", "npy")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DEFAULT_MAX_LENGTH = 128  # tokens of one question and its answer together, as in the tutorial
 # Tokens of an answer to a row of a file. They do not count the question, or one long question would refuse the file.

@@ -271,8 +271,8 @@ def _write_texts(folder: Path, out: Path, tokenizer: PreTrainedTokenizerBase, co
     listed = {}
     for each in copy.prompts:
         prompt = each.prompt
-        template = _working_template(theirs, prompt)
-        if template is not None:
+        template = wording.working_template(theirs, prompt.encoder, prompt.tokens, prompt.front)
+        if template:
             each.template = f"{prompt.name}.jinja"
             (out / each.template).write_text(template, "utf-8")
             if len(prompts) == 1:
@@ -288,23 +288,6 @@ def _write_texts(folder: Path, out: Path, tokenizer: PreTrainedTokenizerBase, co
             "end_ids": prompt.encoder.end_ids,
         }
     _write_json(out / LIST, listed)
-
-
-def _working_template(tokenizer: PreTrainedTokenizerBase, prompt: BakedPrompt) -> str | None:
-    """The first template by which the copy's tokenizer writes questions in the ids of training; None if none does."""
-    if prompt.encoder.template.name == "text":
-        return None
-    questions = [SAMPLE_QUESTION, "a  b\n\nc"]
-    wanted = [[*prompt.front, *ids] for ids in prompt.encoder.questions([Row.asked(each) for each in questions])]
-    for template in wording.chat_templates(prompt):
-        settings: dict[str, Any] = {"chat_template": template, "add_generation_prompt": True, "return_dict": False}
-        with foreign("`to` baked: the chat template cannot be rendered"):
-            found = [
-                tokenizer.apply_chat_template([{"role": "user", "content": each}], **settings) for each in questions
-            ]
-        if found == wanted:
-            return template
-    return None
 
 
 def _load_tokenizer(out: Path) -> PreTrainedTokenizerBase:

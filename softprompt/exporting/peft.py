@@ -30,7 +30,7 @@ def adapter_files(file: PromptFile, *, prompt_file: str, model: str | None = Non
         "peft_type": "PROMPT_TUNING",
         "task_type": "CAUSAL_LM",
         "inference_mode": True,
-        "base_model_name_or_path": _place_of(model or facts.base) or None,
+        "base_model_name_or_path": place_of(model or facts.base) or None,
         "revision": (facts.base_revision or None) if model in (None, facts.base) else None,
         "num_virtual_tokens": count,
         "token_dim": width,
@@ -41,7 +41,7 @@ def adapter_files(file: PromptFile, *, prompt_file: str, model: str | None = Non
     return {CONFIG_NAME: (json.dumps(config, indent=2) + "\n").encode(), WEIGHT_NAMES[0]: weight}
 
 
-def _place_of(base: str) -> str:
+def place_of(base: str) -> str:
     """What transformers loads a base by: its name, or the folder of one that ships with softprompt."""
     return str(sources.model_folder(base)) if sources.is_builtin(base) else base
 

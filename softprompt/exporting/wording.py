@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from softprompt.data.row import Row
 from softprompt.exporting.rows import BakedPrompt
-from softprompt.system.foreign import read_json
-from softprompt.tokens.encoding import decode_text
+from softprompt.system.foreign import foreign, read_json
+from softprompt.system.sources import SAMPLE_QUESTION
+from softprompt.tokens.encoding import Encoder, decode_text
 
 TUTORIAL = """{% for message in messages %}{% if message['role'] == 'assistant' %}\
 {{ 'Assistant: ' ~ message['content'] ~ eos_token }}{% elif message['role'] == 'system' %}\
@@ -17,12 +21,34 @@ PLAIN = """{% for message in messages %}{% if message['role'] == 'system' %}{{ m
 {% endfor %}"""
 
 
-def chat_templates(prompt: BakedPrompt) -> list[str]:
+def working_template(tokenizer: PreTrainedTokenizerBase, encoder: Encoder, tokens: list[str], front: list[int]) -> str:
+    """A chat template by which a tokenizer writes questions in the ids of training; "" if there is none.
+
+    Args:
+        tokens: the texts that stand for the prompt where it was trained; without any, only the rest is written.
+        front: the ids in front of every question that the template is to write.
+    """
+    if encoder.template.name == "text":
+        return ""
+    questions = [SAMPLE_QUESTION, "a  b\n\nc"]
+    wanted = [[*front, *ids] for ids in encoder.questions([Row.asked(each) for each in questions])]
+    for template in _chat_templates(encoder, tokens):
+        settings: dict[str, Any] = {"chat_template": template, "add_generation_prompt": True, "return_dict": False}
+        with foreign("`to`: the chat template cannot be rendered"):
+            found = [
+                tokenizer.apply_chat_template([{"role": "user", "content": each}], **settings) for each in questions
+            ]
+        if found == wanted:
+            return template
+    return ""
+
+
+def _chat_templates(encoder: Encoder, tokens: list[str]) -> list[str]:
     """Templates that may write the prompt's tokens where it was trained; which of them does is found by trying.
 
     They differ in who writes the bos of the texts behind the prompt: the base's own template, or nobody yet.
     """
-    encoder, names = prompt.encoder, _literal("".join(prompt.tokens))
+    names = _literal("".join(tokens))
     template = encoder.template
     inner = template.text if template.is_chat else {"tutorial": TUTORIAL}.get(template.name, PLAIN)
     own = _literal(template.system)
