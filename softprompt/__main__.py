@@ -8,8 +8,9 @@ from softprompt import __version__
 from softprompt.cli.program import leave, run
 from softprompt.errors import UserError
 
-# each is a module of `cli` with a function `main(argv, prog)`; `--help` shows the docstring of the module
-COMMANDS = ("train", "generate", "chat", "evaluate", "inspect", "sweep")
+# the module of `cli` that has a command's `main(argv, prog)`, and whose docstring `--help` shows
+COMMANDS = {name: name for name in ("train", "generate", "chat", "evaluate", "inspect", "sweep", "export")}
+COMMANDS["import"] = "import_adapter"  # no module that Python code imports can be called `import`
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     elif name not in COMMANDS:
         raise UserError(f"{name}: no such command; there are {', '.join(COMMANDS)}")
     else:
-        importlib.import_module(f"softprompt.cli.{name}").main(words, prog=f"softprompt {name}")
+        importlib.import_module(f"softprompt.cli.{COMMANDS[name]}").main(words, prog=f"softprompt {name}")
 
 
 def entry() -> int:

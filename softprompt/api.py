@@ -349,8 +349,8 @@ def load(
     """Load a prompt file together with the base that it was trained on; or several files on one base.
 
     Args:
-        prompt_file: path of a file that `train`, `LoadedPrompt.save` or a command wrote; or a list of such paths, of
-            which the first says what the base is.
+        prompt_file: path of a file that `train`, `LoadedPrompt.save` or a command wrote; or an adapter of PEFT, as a
+            folder or a hub id, which needs `model`; or a list of such names, of which the first says what the base is.
         model: the base to run the prompt on: a folder, a hub id or a `builtin:...` name; None takes the one that the
             file names.
         device: cpu, cuda, cuda:N or auto.

@@ -31,6 +31,8 @@ OPTIONS = {
     "evaluate": (configs.EvaluateConfig, "prompt_file"),
     "inspect": (configs.InspectConfig, "prompt_file"),
     "sweep": (configs.SweepConfig, None),
+    "export": (configs.ExportConfig, "prompt_file"),
+    "import": (configs.ImportConfig, "adapter"),
 }
 DOORS = ("train.py", "generate.py")
 SCRIPTS = ("benchmarks/", "scripts/")

@@ -19,7 +19,7 @@ from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, row_scores
 from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
-from softprompt.prompt.encoder import encoder_of
+from softprompt.prompt.encoder import bound_to, encoder_of
 from softprompt.prompt.file import PromptFile, load_prompt
 from softprompt.prompt.fit import check_same_base, require_room
 from softprompt.system.process import is_out_of_memory
@@ -160,6 +160,7 @@ def make_sides(
     """
     remarks = [check_same_base(file, base, prompt_file=name, allow_other=allow_other) for name, file in files.items()]
     notes = [f"note: {name}: {remark}" for name, remark in zip(files, remarks, strict=True) if remark]
+    files = {name: bound_to(base, file) for name, file in files.items()}
     prompts = [
         Side(
             name,

@@ -93,7 +93,7 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
         UserError: there is no such model, it is not a causal LM, it needs Python code of its own, its tokenizer is
             missing or has no eos token, or its weights are missing, unreadable or incomplete.
     """
-    folder, revision = _locate(name, revision)
+    folder, revision = base_folder(name, revision)
     config = read_config(folder, name)
     files = weight_files(folder)
     if not sources.is_builtin(name):
@@ -127,7 +127,7 @@ def require_known_ids(base: Base, ids: Iterable[int], *, of: str = "its tokenize
             raise UserError(f"`model` {base.name}: {source} gives id {largest}, its embedding has {size} rows")
 
 
-def _locate(name: str, revision: str | None) -> tuple[Path, str]:
+def base_folder(name: str, revision: str | None) -> tuple[Path, str]:
     """Find the folder and the revision of a base; only a hub id has a revision, for all others it is ""."""
     if sources.is_builtin(name):
         return sources.model_folder(name), ""

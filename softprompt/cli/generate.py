@@ -115,7 +115,7 @@ def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, Prom
     from softprompt.base.device import resolve_device
     from softprompt.engine.model import SoftPromptModel
     from softprompt.prompt.embedding import SoftPromptEmbedding
-    from softprompt.prompt.encoder import encoder_of
+    from softprompt.prompt.encoder import bound_to, encoder_of
     from softprompt.prompt.file import load_prompt
     from softprompt.prompt.fit import check_same_base, load_prompt_base
 
@@ -129,6 +129,7 @@ def load_prompted_base(config: ChatConfig) -> "tuple[SoftPromptModel, Base, Prom
     for note in (*base.notes, remark):
         if note:
             print(visible(flags_in(f"note: {note}")), file=sys.stderr)
+    file = bound_to(base, file)
     encoder = encoder_of(file.facts, base, prompt_file=config.prompt_file)
     prompt = SoftPromptEmbedding.from_tensor(file.weight)
     return SoftPromptModel(base.model, prompt, encoder.before_ids, encoder.after_ids), base, file, encoder

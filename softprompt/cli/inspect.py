@@ -88,7 +88,8 @@ def describe_file(path: str, file: "PromptFile", *, columns: int) -> str:
     (count, width), facts = file.weight.shape, file.facts
     pairs = [
         ("shape", f"{count} x {width} (virtual tokens P x hidden size H)"),
-        ("size", f"{Path(path).stat().st_size:,} bytes"),
+        *([("size", f"{Path(path).stat().st_size:,} bytes")] if Path(path).is_file() else []),
+        *([("adapter", f"{file.adapter}, which is no prompt file")] if file.adapter else []),
         ("base", visible(facts.base or "not stated")),
         ("init", visible(facts.init or "not stated")),
     ]

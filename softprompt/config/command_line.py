@@ -66,7 +66,7 @@ def read_options(
     for heading, members in groups_of(config_class).items():
         group = parser.add_argument_group(heading)
         for field in members:
-            _add_flag(group, field, plain_type(hints[field.name]))
+            _add_flag(group, field, hints[field.name])
     argv = sys.argv[1:] if argv is None else argv
     switches = {flag(name) for name in fields if plain_type(hints[name]) is bool}
     values, unknown = parser.parse_known_args(list(_spelled(argv, switches)))
@@ -106,8 +106,9 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help lists the flags")
 
 
-def _add_flag(group: Any, field: dataclasses.Field, kind: type) -> None:
+def _add_flag(group: Any, field: dataclasses.Field, hint: object) -> None:
     """Add the flag of one field to a group of the parser; its help states the default."""
+    kind = plain_type(hint)
     help_text = field.metadata["help"].replace("%", "%%")
     if kind is bool:
         help_text += f" (default: {'on' if field.default else 'off'})"
@@ -123,11 +124,19 @@ def _add_flag(group: Any, field: dataclasses.Field, kind: type) -> None:
     group.add_argument(
         flag(field.name),
         type=kind,
-        nargs="+" if isinstance(field.default, tuple) else None,
+        nargs=_number_of_words(hint),
         choices=field.metadata["choices"],
         metavar=None if field.metadata["choices"] else kind.__name__.upper(),
         help=help_text,
     )
+
+
+def _number_of_words(hint: object) -> str | int | None:
+    """How many words a flag takes, as argparse spells it: one or more for a `tuple[str, ...]`, two for two types."""
+    if typing.get_origin(hint) is not tuple:
+        return None
+    types = typing.get_args(hint)
+    return "+" if Ellipsis in types else len(types)
 
 
 def _truth(word: str) -> bool:

@@ -18,6 +18,7 @@ OPTIMS = ("soap", "adamw")
 INITS = ("text", "answers", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PLACEMENTS = ("front", "system")
+EXPORTS = ("peft", "baked", "vllm", "npy")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DEFAULT_MAX_LENGTH = 128  # tokens of one question and its answer together, as in the tutorial
 # Tokens of an answer to a row of a file. They do not count the question, or one long question would refuse the file.
@@ -497,6 +498,58 @@ class InspectConfig(PromptFileOptions, PromptBaseOptions):
         require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
         require(self.plot is None or self.plot.lower().endswith(".png"), self, "plot", "must name a .png file")
         require(self.plot is not None or not self.overwrite, self, "overwrite", "needs `plot`")
+
+
+@dataclass(kw_only=True)
+class ExportConfig(PromptBaseOptions):
+    """The options of `export`, which writes a prompt in the form that another program takes."""
+
+    heading: ClassVar[str] = "export"
+
+    prompt_file: tuple[str, ...] = option((DEFAULT_PROMPT_FILE,), "the trained prompt; several with --to baked")
+    to: tuple[str, str] = option(
+        (),
+        f"the format, one of {', '.join(EXPORTS)}, and the folder (the file with npy) to write (default: none)",
+    )
+    overwrite: bool = option(False, "replace an earlier export there")
+
+    def check(self) -> None:
+        self.prompt_file = tuple(os.path.expanduser(name) for name in self.prompt_file)
+        name, where = self.to or ("", "")
+        if name not in EXPORTS:
+            said = f" {name}" if name else ""
+            raise UserError(f"`to`{said}: name a format, one of {', '.join(EXPORTS)}, and where to write")
+        self.to = (name, os.path.expanduser(where))
+        if not Path(where).name or (name == "npy") != where.endswith(".npy"):
+            raise UserError(f"`to` {name} {where}: name a {'.npy file' if name == 'npy' else 'folder'} to write")
+        several = len(self.prompt_file) > 1 and name != "baked"
+        require(not several, self, "prompt_file", "`to` baked takes several prompts, the other formats one")
+
+
+@dataclass(kw_only=True)
+class ImportConfig(Group):
+    """The options of `import`, which writes the prompt of an adapter as a prompt file."""
+
+    heading: ClassVar[str] = "import"
+
+    adapter: str | None = option(
+        None, "a folder that PEFT saved, a hub id, or a .npy file of a [P, H] matrix (default: none)"
+    )
+    task: int | None = option(None, "number of the task, from 0, in an adapter that holds several (default: the only)")
+    model: str | None = option(None, "base of the prompt (default: the adapter's own, where that is a shipped one)")
+    template: str = option("auto", "how rows are written, as for train; an adapter does not say it")
+    system: str = option("", "system text of rows that have none of their own")
+    prompt_file: str = option(DEFAULT_PROMPT_FILE, "where the prompt is written")
+    overwrite: bool = option(False, "replace an existing prompt file")
+
+    def check(self) -> None:
+        expand_home(self, "adapter", "prompt_file")
+        if not self.adapter:
+            raise UserError("`adapter`: name a folder that PEFT saved, a hub id or a .npy file")
+        require(is_unicode(self.system), self, "system", "is not UTF-8 text")
+        require(bool(self.template.strip()), self, "template", "is empty; give a name or a file")
+        require(self.task is None or self.task >= 0, self, "task", "must be 0 or above")
+        require(Path(self.prompt_file).name != "", self, "prompt_file", "must name a file")
 
 
 def column_map(columns: str | None) -> dict[str, str]:

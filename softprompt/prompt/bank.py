@@ -9,7 +9,7 @@ from softprompt.base.loading import Base
 from softprompt.data.row import Row
 from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
-from softprompt.prompt.encoder import encoder_of
+from softprompt.prompt.encoder import bound_to, encoder_of
 from softprompt.prompt.file import PromptFile, load_prompt
 from softprompt.prompt.fit import check_same_base
 from softprompt.prompt.metadata import PromptMetadata
@@ -58,6 +58,7 @@ class PromptBank:
             return known[1]
         file = load_prompt(name)
         remark = check_same_base(file, self.base, prompt_file=name, allow_other=self.allow_other)
+        file = bound_to(self.base, file)
         how = repr(_writing(file.facts))
         if how not in self._encoders:
             self._encoders[how] = encoder_of(file.facts, self.base, prompt_file=name)
@@ -138,9 +139,11 @@ def _writing(facts: PromptMetadata) -> tuple[object, ...]:
 
 
 def _state(name: str) -> tuple[int, ...]:
-    """Return what changes when a file is replaced or written; empty if there is none."""
+    """Return what changes when a file, or a file of an adapter's folder, is replaced or written; empty without one."""
     try:
-        status = os.stat(name)
+        path = Path(name)
+        files = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
+        found = [file.stat() for file in files]
     except OSError:
         return ()
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return tuple(number for each in found for number in (each.st_mtime_ns, each.st_size, each.st_ino))

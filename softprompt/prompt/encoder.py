@@ -5,7 +5,8 @@ from typing import Any
 from softprompt.base.loading import Base
 from softprompt.data.row import RowKinds
 from softprompt.errors import UserError
-from softprompt.prompt.file import PromptMetadata
+from softprompt.prompt.embedding import SoftPromptEmbedding
+from softprompt.prompt.file import PromptFile, PromptMetadata, prompt_of
 from softprompt.tokens.encoding import Encoder, bos_of
 from softprompt.tokens.probe import require_harmless_once
 from softprompt.tokens.template import Template, choose_template, own_template, template_of, with_date
@@ -50,6 +51,25 @@ def encoder_for(
         placement=placement,
         shares_close=not kinds.own_system,
     )
+
+
+def bound_to(base: Base, file: PromptFile, *, template: str = "auto", system: str = "") -> PromptFile:
+    """The prompt of an adapter with what a prompt file says of its base and of how rows are written.
+
+    A prompt that was read from a prompt file says so already and is returned as it is.
+
+    Args:
+        template, system: as in `encoder_for`; the adapter itself does not say under which template it was trained.
+
+    Raises:
+        UserError: the template cannot be used with this base.
+    """
+    if not file.adapter:
+        return file
+    said: dict[str, Any] = metadata_of(encoder_for(base, RowKinds(), template=template, system=system))
+    said |= base.metadata
+    metadata = PromptMetadata(**said).to_strings()
+    return prompt_of(SoftPromptEmbedding.from_tensor(file.weight), metadata, adapter=file.adapter)
 
 
 def encoder_of(facts: PromptMetadata, base: Base, *, prompt_file: str) -> Encoder:

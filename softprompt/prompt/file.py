@@ -5,24 +5,27 @@ and metadata give equal bytes: the header is written here with sorted keys, sinc
 random order.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
 import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from softprompt.errors import UserError
+from softprompt.prompt.adapter import TENSOR_NAME, Adapter, read_adapter, read_array, read_config, weight_file
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.metadata import MAX_HEADER_BYTES, PromptMetadata, is_count
+from softprompt.system import sources
 from softprompt.system.files import write_atomic
 from softprompt.system.foreign import reason_of, visible
 
-TENSOR_NAME = "prompt_embeddings"
 FORMAT = "softprompt"
 FORMAT_VERSION = "2"
 READABLE_VERSIONS = ("1", "2")  # version 1 knows the tutorial's template only, in front of everything and without bos
@@ -32,11 +35,17 @@ MAX_VALUE = 1e15  # squares of larger numbers, summed over the hidden size, over
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A prompt read from disk: `weight`, fp32 `[P, H]`, the file's metadata as strings, and with the type of each."""
+    """A prompt read from disk: `weight`, fp32 `[P, H]`, the file's metadata as strings, and with the type of each.
+
+    Attributes:
+        adapter: what the prompt was read from, if that is no prompt file: PEFT's name of a method, or a NumPy array. It
+            does not say on which weights, nor under which template it was trained.
+    """
 
     weight: Tensor
     metadata: dict[str, str]
     facts: PromptMetadata
+    adapter: str = ""
 
 
 def save_prompt(path: str | os.PathLike, prompt: SoftPromptEmbedding, metadata: dict[str, str]) -> None:
@@ -49,8 +58,13 @@ def save_prompt(path: str | os.PathLike, prompt: SoftPromptEmbedding, metadata: 
     write_atomic(path, prompt_bytes(prompt, metadata))
 
 
-def prompt_bytes(prompt: SoftPromptEmbedding, metadata: dict[str, str]) -> bytes:
+def prompt_bytes(
+    prompt: SoftPromptEmbedding, metadata: dict[str, str], *, name: str = "the prompt that was to be written"
+) -> bytes:
     """The content of a prompt file. Equal prompts and metadata give equal bytes on every machine.
+
+    Args:
+        name: what messages call it.
 
     Raises:
         UserError: `load_prompt` would refuse the file.
@@ -68,23 +82,76 @@ def prompt_bytes(prompt: SoftPromptEmbedding, metadata: dict[str, str]) -> bytes
     header = json.dumps({"__metadata__": dict(sorted(metadata.items())), TENSOR_NAME: tensor}).encode()
     header += b" " * (-len(header) % 8)  # safetensors lets tensors start at a multiple of 8 bytes
     content = struct.pack("<Q", len(header)) + header + raw
-    _read(io.BytesIO(content), len(content), "the prompt that was to be written")
+    _read(io.BytesIO(content), len(content), name)
     return content
 
 
-def load_prompt(path: str | os.PathLike) -> PromptFile:
-    """Read and check a prompt file. It may be a stranger's, so nothing is read that its own size does not allow.
+def load_prompt(path: str | os.PathLike, *, task: int | None = None) -> PromptFile:
+    """Read and check a prompt: a prompt file, an adapter folder of PEFT, the hub id of one, or a `.npy` file.
+
+    It may be a stranger's, so nothing is read that its own size does not allow.
+
+    Args:
+        task: the number of the task, for an adapter that holds the prompts of several.
 
     Raises:
-        UserError: the file is missing, truncated, altered, not safetensors, not a softprompt prompt, or of another
-            format version; a key of its metadata does not have its type; or the prompt holds NaN, infinity or numbers
-            that no base can compute with.
+        UserError: there is nothing of that name, or it is truncated, altered, no prompt, or of another format version;
+            a key of its metadata does not have its type; or the prompt holds NaN, infinity or numbers that no base can
+            compute with.
     """
     name = os.fspath(path)
+    if os.path.isdir(name):
+        return _from_folder(Path(name), name, task)
     if not os.path.isfile(name):
+        if sources.is_adapter_id(name):
+            return _from_folder(sources.adapter_snapshot(name), name, task)
         raise UserError(f"{name}: no such prompt file; `softprompt train` writes one")
+    if name.lower().endswith(".npy"):
+        return _from_adapter(read_array(Path(name), name), name)
     with open(name, "rb") as file:
         return _read(file, os.fstat(file.fileno()).st_size, name)
+
+
+def _from_folder(folder: Path, name: str, task: int | None) -> PromptFile:
+    """Read the prompt of an adapter folder; what `softprompt export` wrote there is a prompt file like any other."""
+    file = weight_file(folder, name)
+    if is_prompt_file(file):
+        read_config(folder, name)
+        return load_prompt(file)
+    return _from_adapter(read_adapter(folder, name, task=task), name)
+
+
+def _from_adapter(adapter: Adapter, name: str) -> PromptFile:
+    """The prompt of an adapter as a prompt file has it, with all that the adapter says."""
+    if not torch.isfinite(adapter.weight).all():
+        raise UserError(f"{name}: the prompt holds NaN or infinity")
+    stated = {"base": adapter.base, "base_revision": adapter.revision}
+    return prompt_of(SoftPromptEmbedding.from_tensor(adapter.weight), stated, adapter=adapter.kind, name=name)
+
+
+def prompt_of(
+    prompt: SoftPromptEmbedding, metadata: dict[str, str], *, adapter: str = "", name: str = "the prompt"
+) -> PromptFile:
+    """A prompt as it would be read from the file that `prompt_bytes` makes of it.
+
+    Raises:
+        UserError: `load_prompt` would refuse the file; the message begins with `name`.
+    """
+    content = prompt_bytes(prompt, metadata, name=name)
+    return dataclasses.replace(_read(io.BytesIO(content), len(content), name), adapter=adapter)
+
+
+def is_prompt_file(file: Path) -> bool:
+    """Whether a file says that it is a prompt file of ours; whether it is a whole one is not looked at."""
+    if file.suffix != ".safetensors":
+        return False
+    with file.open("rb") as opened:
+        try:
+            header, _ = _header(opened, file.stat().st_size, file.name)
+        except UserError:
+            return False
+    metadata = header.get("__metadata__")
+    return isinstance(metadata, dict) and metadata.get("format") == FORMAT
 
 
 def _read(file: BinaryIO, size: int, name: str) -> PromptFile:
@@ -97,7 +164,8 @@ def _read(file: BinaryIO, size: int, name: str) -> PromptFile:
         entry = {}
     shape, dtype = entry.get("shape"), entry.get("dtype")
     if metadata.get("format") != FORMAT or shape is None or header.keys() - {"__metadata__", TENSOR_NAME}:
-        raise UserError(f"{name}: a safetensors file, but not a softprompt prompt; `softprompt train` writes those")
+        beside = "; give the folder that it is in" if TENSOR_NAME in header else "; `softprompt train` writes those"
+        raise UserError(f"{name}: a safetensors file, but not a softprompt prompt{beside}")
     version = metadata.get("format_version")
     if version not in READABLE_VERSIONS:
         readable = " and ".join(READABLE_VERSIONS)

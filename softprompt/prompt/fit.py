@@ -60,6 +60,12 @@ def check_same_base(file: PromptFile, base: Base, *, prompt_file: str, allow_oth
             f"{prompt_file}: trained on {trained} (hidden size {own_width}), which does not fit {base.name}"
             f" (hidden size {width})"
         )
+    if file.adapter:
+        return (
+            f"{file.adapter}: it does not say on which weights and under which template it was trained; rows"
+            " are written as `softprompt train` writes them for this base, and `softprompt import` takes another"
+            " `template`"
+        )
     if not facts.base_sha256 and not allow_other:
         raise UserError(f"{prompt_file}: does not say which weights it was trained on; try `allow_other_base`")
     stored = Fingerprint(facts.base_sha256, facts.base_sketch or "{}")

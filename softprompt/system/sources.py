@@ -6,6 +6,7 @@ A hub that does not answer is reported within five seconds.
 import contextlib
 import functools
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ TIMEOUT_S = 3.0
 ROW_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 PACKED = ".gz"  # behind any of them
 DATA_SUFFIXES = (*ROW_SUFFIXES, PACKED)
+
+PROMPT_SUFFIXES = (".safetensors", ".npy", ".bin", ".pt")
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 PREFIX = "builtin:"
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -99,6 +104,27 @@ def model_snapshot(name: str, revision: str | None = None) -> tuple[Path, str]:
     patterns = [weights, "*.json", "*.model", "*.txt", "*.jinja"]
     folder = _ask("model", name, lambda: snapshot_download(name, revision=info.sha, allow_patterns=patterns), None)
     return Path(folder), info.sha
+
+
+def is_adapter_id(name: str) -> bool:
+    """Whether a name for a prompt, of which no file or folder is here, may be a hub id (OWNER/NAME)."""
+    return HUB_ID.fullmatch(name) is not None and not name.lower().endswith(PROMPT_SUFFIXES)
+
+
+def adapter_snapshot(name: str) -> Path:
+    """Download the adapter `name`, or find it in the cache, and return its folder; its weights are one file.
+
+    Raises:
+        UserError: there is no such adapter, no access to it, or no connection and nothing in the cache.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    cached = functools.partial(_cached_snapshot, revision=None)
+    info = _ask("prompt_file", name, lambda: HfApi().model_info(name, timeout=TIMEOUT_S), cached)
+    if isinstance(info, Path):
+        return info
+    download = functools.partial(snapshot_download, name, revision=info.sha, allow_patterns=ADAPTER_FILES)
+    return Path(_ask("prompt_file", name, download, None))
 
 
 def require_dataset(name: str, option: str) -> None:

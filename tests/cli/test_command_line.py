@@ -12,7 +12,9 @@ from softprompt.config import command_line
 from softprompt.config.commands import (
     ChatConfig,
     EvaluateConfig,
+    ExportConfig,
     GenerateConfig,
+    ImportConfig,
     InspectConfig,
     SweepConfig,
     TrainConfig,
@@ -27,6 +29,8 @@ CONFIGS = {
     "evaluate": EvaluateConfig,
     "inspect": InspectConfig,
     "sweep": SweepConfig,
+    "export": ExportConfig,
+    "import": ImportConfig,
 }
 # a change here is a decision: other people's scripts use these names; in the order and the groups of --help
 OPTIONS = {
@@ -92,9 +96,17 @@ OPTIONS = {
         "output": "prompt-file resume overwrite",
         "search": "sweep-dir virtual-tokens relative-rates init init-text max-trials max-steps",
     },
+    "export": {
+        "frozen base": "model allow-other-base",
+        "export": "prompt-file to overwrite",
+    },
+    "import": {
+        "import": "adapter task model template system prompt-file overwrite",
+    },
 }
 # what may be given without its flag
 POSITIONAL = {"generate": "instruction", "chat": "prompt_file", "evaluate": "prompt_file", "inspect": "prompt_file"}
+POSITIONAL |= {"export": "prompt_file", "import": "adapter"}
 
 
 def frozen(program):
@@ -119,7 +131,7 @@ def complaint(program, *argv):
 @pytest.mark.parametrize(
     "argv", [("--max-length", "7"), ("--max_length", "7"), ("--max-length=7",), ("--max_length=7",)]
 )
-@pytest.mark.parametrize("program", [name for name in CONFIGS if name != "inspect"])
+@pytest.mark.parametrize("program", [name for name in CONFIGS if name not in ("inspect", "export", "import")])
 def test_dashes_and_underscores(program, argv):
     assert parse(program, *argv).max_length == 7
     assert parse(program).max_length != 7
@@ -145,7 +157,11 @@ def test_values_have_the_types_of_the_fields():
     assert (config.virtual_tokens, config.learning_rate, config.warmup_steps) == (12, 1e-3, 0.1)
     config = parse("evaluate", "--prompt-file", "a", "b", "--choices", "x", "y z", "--max-rows", "5")
     assert (config.prompt_file, config.choices, config.max_rows) == (("a", "b"), ("x", "y z"), 5)
-    assert all(parse(program) == config_class() for program, config_class in CONFIGS.items())
+    given = {"export": {"to": ("peft", "x")}, "import": {"adapter": "x"}}  # what cannot be left out
+    for program, config_class in CONFIGS.items():
+        needed = given.get(program, {})
+        words = [word for name, each in needed.items() for word in (flag(name), *([each] if each == "x" else each))]
+        assert parse(program, *words) == config_class(**needed)
 
 
 @pytest.mark.parametrize("program", CONFIGS)
@@ -422,6 +438,22 @@ WRONG = {
         ("--seed", "--seed", "-1"),
         ("--resume", "--resume", "--overwrite"),
         ("--prompt-file", "--prompt-file", ""),
+    ],
+    "export": [
+        ("--to",),
+        ("--to", "--to", "peft"),
+        ("--to", "--to", "nonsense", "x"),
+        ("--to", "--to", "npy", "x"),
+        ("--to", "--to", "peft", "x.npy"),
+        ("--to", "--to", "peft", ""),
+        ("--prompt-file", "--to", "peft", "x", "--prompt-file", "a.safetensors", "b.safetensors"),
+    ],
+    "import": [
+        ("--adapter",),
+        ("--adapter", "--adapter", ""),
+        ("--task", "x", "--task", "-1"),
+        ("--template", "x", "--template", ""),
+        ("--prompt-file", "x", "--prompt-file", ""),
     ],
 }
 

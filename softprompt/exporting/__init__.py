@@ -1,0 +1,1 @@
+"""A prompt in the forms that other programs take."""
