@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt train") -> N
 
 def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | None") -> None:
     """Train in a run folder that no other process uses; `replaces` is the file that the prompt may replace."""
-    from softprompt.cli.terminal import say
+    from softprompt.cli.terminal import TerminalJobReport, say
     from softprompt.cli.text import (
         describe_base,
         describe_passes,
@@ -43,12 +43,13 @@ def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | No
         describe_shape,
         describe_steps,
     )
-    from softprompt.training.run import load_inputs, note_run, prepare_run
+    from softprompt.distillation.inputs import load_all_inputs
+    from softprompt.training.run import note_run, prepare_run
 
-    base, rows = load_inputs(config)
+    config, base, rows, objective = load_all_inputs(config, report=TerminalJobReport())
     say(describe_base(base), flags=False)
     say(describe_rows(rows, config.data), flags=False)
-    trainer = prepare_run(config, base, rows, report)
+    trainer = prepare_run(config, base, rows, report, objective)
     trainer.replaces = replaces
     model = trainer.model
     say(str(model) if config.verbose else describe_shape(model), flags=False)

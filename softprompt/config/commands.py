@@ -1,5 +1,6 @@
 """Every option, declared once: name, type, default, help and validation, in groups that the commands share."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ DEFAULT_PROMPT_FILE = "prompt.safetensors"
 DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
 MAX_INIT_TEXT = 100_000  # characters; a prompt file keeps the text
 OPTIMS = ("soap", "adamw")
-INITS = ("text", "answers", "vocab", "random")
+INITS = ("text", "means", "answers", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PLACEMENTS = ("front", "system")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
@@ -134,6 +135,40 @@ class TemplateOptions(Group):
 
 
 @dataclass(kw_only=True)
+class DistillOptions(Group):
+    """A text that the prompt is to stand for: the base with that text in front is the teacher."""
+
+    heading: ClassVar[str] = "distillation"
+
+    distill_text: str | None = option(
+        None, "train the prompt to answer as the base does with the text of this file in its place", decides=False
+    )
+    distill_from_data: bool = option(False, "take the answers of the rows, instead of sampling the teacher's own")
+    distill_answers: int = option(1, "answers that the teacher gives to each question")
+    distill_new_tokens: int = option(DEFAULT_NEW_TOKENS, "most tokens of such an answer")
+    distill_questions: int = option(0, "let the teacher write so many questions, instead of those of --data")
+    distill_context: str | None = option(None, "a column that the teacher sees in front of each question")
+    distill_temperature: float = option(1.0, "divide the logits of both sides by this in the loss")
+    distill_ce: float = option(0.0, "share of cross-entropy on the answers in the loss")
+
+    def check(self) -> None:
+        expand_home(self, "distill_text")
+        require_counts(self, "distill_answers", "distill_new_tokens")
+        require(self.distill_questions >= 0, self, "distill_questions", "must be 0 or above")
+        require(0.01 <= self.distill_temperature <= 100, self, "distill_temperature", "must be from 0.01 to 100")
+        require(0 <= self.distill_ce < 1, self, "distill_ce", "must be at least 0 and below 1")
+        own = {each.name: each.default for each in dataclasses.fields(DistillOptions)}
+        for name, default in own.items() if self.distill_text is None else ():
+            require(getattr(self, name) == default, self, name, "needs `distill_text`")
+        for name in ("distill_answers", "distill_questions"):
+            both = self.distill_from_data and getattr(self, name) != own[name]
+            require(not both, self, name, "give it or `distill_from_data`, not both")
+        for name in ("distill_questions", "distill_from_data"):
+            both = getattr(self, name) and self.distill_context is not None
+            require(not both, self, "distill_context", f"give it or `{name}`, not both")
+
+
+@dataclass(kw_only=True)
 class StartOptions(Group):
     """The tensor that the prompt starts from."""
 
@@ -240,7 +275,16 @@ class OutputOptions(Group):
 
 
 @dataclass(kw_only=True)
-class TrainConfig(BaseOptions, RowOptions, TemplateOptions, StartOptions, StepOptions, SelectionOptions, OutputOptions):
+class TrainConfig(
+    BaseOptions,
+    RowOptions,
+    TemplateOptions,
+    DistillOptions,
+    StartOptions,
+    StepOptions,
+    SelectionOptions,
+    OutputOptions,
+):
     """The options of `train`, named as in `transformers.TrainingArguments` where they mean the same."""
 
     heading: ClassVar[str] = "output"
@@ -251,6 +295,10 @@ class TrainConfig(BaseOptions, RowOptions, TemplateOptions, StartOptions, StepOp
 
     def check(self) -> None:
         expand_home(self, "run_dir")
+        if self.distill_text is not None:
+            require(not self.system, self, "system", "give it or `distill_text`, not both: the text stands there")
+        own_data = not self.distill_questions or self.data in (DEFAULT_DATA, "")
+        require(own_data, self, "distill_questions", "give it or `data`, not both")
 
     @property
     def run_folder(self) -> Path:

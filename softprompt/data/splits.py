@@ -59,6 +59,7 @@ def load_splits(
     max_train_rows: int | None = None,
     data_config: str | None = None,
     data_split: str | None = None,
+    asks: bool = False,
 ) -> Splits:
     """Load `data` and choose the held-out rows and the test rows.
 
@@ -70,6 +71,7 @@ def load_splits(
         columns: the option, which is for `data`, `eval_data` and `test_data`.
         max_train_rows: keep the first so many training rows, once the held-out rows are drawn.
         data_config: the configuration, and `data_split` the split, of a hub id in `data`.
+        asks: only questions are read, with the further columns of their rows.
 
     Raises:
         UserError: data is missing or unreadable, or has rows in no format that is known.
@@ -79,19 +81,19 @@ def load_splits(
     def rows_of(data: Data, option: str, wanted: Sequence[str]) -> list[Row]:
         with open_data(data, option, DataOptions(columns)) as source:
             opened.append(source)
-            return source.rows(source.choose(wanted))
+            return source.rows(source.choose(wanted), asks=asks)
 
     with open_data(data, "data", DataOptions(columns, data_config, data_split)) as source:
         opened.append(source)
         train = source.choose(("train",))
-        train_rows = source.rows(train)
+        train_rows = source.rows(train, asks=asks)
         own = [split for split in HELD_OUT_SPLITS if split in source.splits and "train" in source.splits]
         chooses = own[0] if own and eval_data is None and eval_fraction is None else None
         test_rows, eval_rows = list[Row](), list[Row]()
         if test_data is None and "test" in own and chooses != "test":
-            test_rows = source.rows("test", label=f"{source.name} (test)")
+            test_rows = source.rows("test", label=f"{source.name} (test)", asks=asks)
         if chooses is not None:
-            eval_rows = source.rows(chooses, label=f"{source.name} ({chooses})")
+            eval_rows = source.rows(chooses, label=f"{source.name} ({chooses})", asks=asks)
         source.note_unused_splits([train])
     if test_data is not None:
         test_rows = rows_of(test_data, "test_data", ("test", *HELD_OUT_SPLITS, "train"))

@@ -38,6 +38,10 @@ OPTIONS = {
             per-device-train-batch-size gradient-accumulation-steps seed
         """,
         "how rows are written": "template system last-turn-only placement",
+        "distillation": """
+            distill-text distill-from-data distill-answers distill-new-tokens distill-questions distill-context
+            distill-temperature distill-ce
+        """,
         "start of the prompt": "virtual-tokens init init-text init-from allow-other-base",
         "steps": """
             num-train-epochs max-steps optim learning-rate lr-scheduler-type warmup-steps weight-decay adam-beta1
