@@ -28,7 +28,7 @@ from softprompt.tokens.encoding import Encoder
 
 TEACHER_NAME = "teacher.jsonl"
 SPLITS = {"train": "train_rows", "held_out": "eval_rows", "test": "test_rows"}  # in the order of `Splits`
-TEMPERATURE = 0.8  # of the sampling; top_k and top_p are those of `generate`
+TEMPERATURE = 0.7  # of the sampling; top_k and top_p are those of `generate`
 Asked = list[tuple[str, Row]]  # split and row
 
 

@@ -16,8 +16,7 @@ from softprompt.engine.divergence import divergence_of_each, head_divergence
 from softprompt.engine.forward import pack_hidden_states
 from softprompt.engine.front import Front
 from softprompt.engine.loss import Head
-from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.passes import TOKENS_PER_PASS, Score, base_and_front, free_memory
+from softprompt.engine.passes import TOKENS_PER_PASS, Score, free_memory
 from softprompt.packs.batches import Pack, cut_passes, pack_rows
 from softprompt.tokens.encoding import EncodedRow
 
@@ -93,7 +92,8 @@ class Teacher:
 
 
 def divergence_losses(
-    model: SoftPromptModel | PreTrainedModel,
+    base_model: PreTrainedModel,
+    front: Front,
     rows: Sequence[EncodedRow],
     goals: Sequence[Tensor],
     *,
@@ -105,20 +105,21 @@ def divergence_losses(
     """The summed loss of `rows` under `head_divergence`, pass by pass, each a scalar that can be differentiated.
 
     Args:
-        model: the student.
+        front: what the student has in front of every row; `Front()` is the base alone.
         goals: the teacher's states for every row.
         max_tokens: most positions of a pack, the front included; a longer row goes alone.
         recompute: keep only the layers' inputs for the backward pass.
     """
-    head = Head.of(base_and_front(model)[0])
-    for _, pack, goal, hidden in _packs(model, rows, goals, max_tokens, recompute=recompute):
+    head = Head.of(base_model)
+    for _, pack, goal, hidden in _packs(base_model, front, rows, goals, max_tokens, recompute=recompute):
         targets = torch.tensor(pack.targets, device=hidden.device)
         yield head_divergence(hidden, goal, head, targets, temperature=temperature, ce=ce)
 
 
 @torch.no_grad()
 def divergence_tokens(
-    model: SoftPromptModel | PreTrainedModel,
+    base_model: PreTrainedModel,
+    front: Front,
     rows: Sequence[EncodedRow],
     goals: Sequence[Tensor],
     *,
@@ -129,8 +130,8 @@ def divergence_tokens(
     Args:
         advance: told after every pass how many of the rows are scored, and how many there are.
     """
-    head, found = Head.of(base_and_front(model)[0]), dict[int, tuple[Tensor, Tensor]]()
-    for members, pack, goal, hidden in _packs(model, rows, goals, TOKENS_PER_PASS, recompute=False):
+    head, found = Head.of(base_model), dict[int, tuple[Tensor, Tensor]]()
+    for members, pack, goal, hidden in _packs(base_model, front, rows, goals, TOKENS_PER_PASS, recompute=False):
         pairs = zip(*(each.cpu().split(pack.counts) for each in divergence_of_each(hidden, goal, head)), strict=True)
         found |= {id(row): pair for row, pair in zip(members, pairs, strict=True)}
         if advance is not None:
@@ -139,19 +140,21 @@ def divergence_tokens(
 
 
 def divergence_scores(
-    model: SoftPromptModel | PreTrainedModel,
+    base_model: PreTrainedModel,
+    front: Front,
     rows: Sequence[EncodedRow],
     goals: Sequence[Tensor],
     *,
     advance: Callable[[int, int], object] | None = None,
 ) -> list[Score]:
     """The score of every row: its loss is the KL, and a token is correct where it is the teacher's most probable."""
-    tokens = divergence_tokens(model, rows, goals, advance=advance)
+    tokens = divergence_tokens(base_model, front, rows, goals, advance=advance)
     return [Score(math.fsum(each.tolist()), int(hits.sum()), len(each)) for each, hits in tokens]
 
 
 def _packs(
-    model: SoftPromptModel | PreTrainedModel,
+    base_model: PreTrainedModel,
+    front: Front,
     rows: Sequence[EncodedRow],
     goals: Sequence[Tensor],
     max_tokens: int,
@@ -159,7 +162,6 @@ def _packs(
     recompute: bool,
 ) -> Iterator[tuple[list[EncodedRow], Pack, Tensor, Tensor]]:
     """The student's packs that have labels: their rows, the goals `[N, H]` and the student's states `[N, H]`."""
-    base_model, front = base_and_front(model)
     goal_of = {id(row): goal for row, goal in zip(rows, goals, strict=True)}
     for members in cut_passes(rows, front_length=len(front), max_tokens=max_tokens):
         pack = pack_rows(members, front_length=len(front))

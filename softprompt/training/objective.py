@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from softprompt.config.commands import TrainConfig
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.passes import Score, pass_losses, row_scores
+from softprompt.engine.passes import Score, base_and_front, pass_losses, row_scores
 from softprompt.engine.teacher import Teacher, divergence_losses, divergence_scores
 from softprompt.tokens.encoding import EncodedRow
 
@@ -70,7 +70,8 @@ class Divergence(Objective):
 
     def losses(self, model: SoftPromptModel, rows: Sequence[EncodedRow], *, max_tokens: int) -> Iterator[Tensor]:
         return divergence_losses(
-            model,
+            model.base_model,
+            model.front,
             rows,
             [self.teacher.states(row) for row in rows],
             max_tokens=max_tokens,
@@ -82,4 +83,6 @@ class Divergence(Objective):
     def scores(
         self, model: Model, rows: Sequence[EncodedRow], *, of: Sequence[EncodedRow] = (), advance: Advance = None
     ) -> list[Score]:
-        return divergence_scores(model, rows, [self.teacher.states(row) for row in of or rows], advance=advance)
+        return divergence_scores(
+            *base_and_front(model), rows, [self.teacher.states(row) for row in of or rows], advance=advance
+        )

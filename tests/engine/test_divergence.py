@@ -102,7 +102,7 @@ def test_packs_give_the_divergence_of_rows_alone_with_the_text_in_front(family):
     student = SoftPromptModel(base, prompt, BEFORE, AFTER)
     teacher = Teacher(base, FRONT, rows)
     goals = [teacher.states(row) for row in rows]
-    losses = list(divergence_losses(student, rows, goals, max_tokens=60))
+    losses = list(divergence_losses(base, student.front, rows, goals, max_tokens=60))
     (ours,) = torch.autograd.grad(sum(losses), prompt.weight)
     assert len(losses) > 1
 
@@ -115,7 +115,7 @@ def test_packs_give_the_divergence_of_rows_alone_with_the_text_in_front(family):
         wanted = logits_behind(base, torch.cat([before, text, after]), row).log_softmax(-1)
         got = logits_behind(base, torch.cat([before, prompt.weight.double(), after]), row).log_softmax(-1)
         each = F.kl_div(got, wanted, log_target=True, reduction="sum")
-        ((score, same),) = divergence_tokens(student, [row], [teacher.states(row)])
+        ((score, same),) = divergence_tokens(base, student.front, [row], [teacher.states(row)])
         assert score.sum().item() == pytest.approx(each.item(), rel=tolerance)
         assert torch.equal(same, got.argmax(-1) == wanted.argmax(-1))
         total = total + each
@@ -157,7 +157,7 @@ def test_the_base_alone_is_judged_by_the_same_states():
     teacher = Teacher(base, FRONT, rows)
     goals = [teacher.states(row) for row in rows]
     head = Head.of(base)
-    for row, goal, score in zip(alone, goals, divergence_scores(base, alone, goals), strict=True):
+    for row, goal, score in zip(alone, goals, divergence_scores(base, Front(), alone, goals), strict=True):
         got = logits_behind(base, base.get_input_embeddings()(torch.tensor([], dtype=torch.long)), row).log_softmax(-1)
         wanted = F.linear(goal, head.weight, head.bias).log_softmax(-1)
         assert score.loss_sum == pytest.approx(F.kl_div(got, wanted, log_target=True, reduction="sum").item(), rel=1e-4)
