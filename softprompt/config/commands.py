@@ -470,6 +470,9 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
     data_config: str | None = option(None, CONFIG_HELP)
     held_out: bool = option(False, "score the prompt's held-out rows, which chose it, instead of its test rows")
     run_dir: str | None = option(None, "run folder of the first prompt (default: NAME.run beside NAME.safetensors)")
+    distill_text: str | None = option(
+        None, "instead of the table, tell how much of the effect of this file's text each prompt has"
+    )
     text_prompt: str | None = option(
         None, "text that is written in front on the side to compare with (default: the first prompt's init text)"
     )
@@ -486,7 +489,9 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
 
     def check(self) -> None:
         self.prompt_file = tuple(os.path.expanduser(name) for name in self.prompt_file)
-        expand_home(self, "output_file", "run_dir")
+        expand_home(self, "output_file", "run_dir", "distill_text")
+        apart = self.distill_text is None or (self.text_prompt is None and not self.choices)
+        require(apart, self, "distill_text", "give it without `text_prompt` and `choices`, which are of the table")
         counts = ("max_length", "max_new_tokens", "per_device_eval_batch_size", "bootstrap_samples", "max_rows")
         require_counts(self, *counts)
         require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")

@@ -108,11 +108,17 @@ def load_splits(
 
 
 def load_split(
-    data: Data, split: str | None = None, *, columns: str | None = None, data_config: str | None = None
+    data: Data,
+    split: str | None = None,
+    *,
+    columns: str | None = None,
+    data_config: str | None = None,
+    asks: bool = False,
 ) -> NamedRows:
     """Load the rows of one split; returns them, what messages call them, and their labels if they are classified.
 
-    Without `split`, it is the first of `test`, `validation` and `train` that the data has, or else its only split.
+    Without `split`, it is the first of `test`, `validation` and `train` that the data has, or else its only split. With
+    `asks`, only questions are read.
 
     Raises:
         UserError: as `load_splits`; or there is no such split.
@@ -125,7 +131,7 @@ def load_split(
         else:
             raise UserError(f"`split` {split}: `data` {source.name} has only {', '.join(source.given)}")
         name = source.name if len(source.splits) == 1 else f"{source.name} ({chosen})"
-        rows = source.rows(chosen, label=name)
+        rows = source.rows(chosen, label=name, asks=asks)
         return NamedRows(rows, name, source.notes, _choices_of([source]))
 
 

@@ -7,7 +7,7 @@ of the conversation as `messages`, the last of which is the answer. It can be us
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from softprompt.answering.output import AnswerFile, partial_path, read_header
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import Sampling, TrainConfig
 from softprompt.data.row import Row
-from softprompt.data.splits import Splits
+from softprompt.data.splits import Splits, load_splits
 from softprompt.distillation.text import Text, require_room_for_text
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, UserError
 from softprompt.packs.batches import plan_batches
 from softprompt.tokens.encoding import Encoder
+from softprompt.training.run import HOW_TO_READ
 
 TEACHER_NAME = "teacher.jsonl"
 SPLITS = {"train": "train_rows", "held_out": "eval_rows", "test": "test_rows"}  # in the order of `Splits`
@@ -87,7 +88,11 @@ def kept_splits(path: Path, splits: Splits | None = None) -> Splits:
         UserError: the file is not one of ours.
     """
     found: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the teacher's answers cannot be read ({error}); name rows with `data`") from error
+    for number, line in enumerate(lines, 1):
         try:
             each = json.loads(line)
             *turns, answer = each["messages"]
@@ -125,18 +130,12 @@ def _answer(
     report: JobReport,
 ) -> None:
     """Answer the questions that are not answered yet, and write the file when all are."""
-    several = config.distill_answers
-    sampling = Sampling(max_new_tokens=config.distill_new_tokens, temperature=TEMPERATURE, num_return_sequences=several)
+    sampling = _sampling(config.distill_new_tokens, config.distill_answers)
     file = _open(path, recipe, len(asked), config)
     waiting = [place for place in range(len(asked)) if place + 1 not in file.answers]
-    batches = plan_batches([len(questions[place]) for place in waiting], max(1, 2 * ANSWERED_TOGETHER // several))
     report.begin(len(file.answers), len(asked))
     try:
-        for batch in batches:
-            places = [waiting[each] for each in batch]
-            torch.manual_seed(batch_seed(config.seed, places[0]))
-            found = generate_batch(teacher, encoder, sampling, questions=[questions[place] for place in places])
-            texts = [[text_of(ids, encoder) for ids in answers] for answers in found]
+        for places, texts in _sampled(questions, waiting, teacher, encoder, sampling, config.seed):
             file.append([place + 1 for place in places], texts)
             report.answered(len(places))
     except Interrupted as stop:
@@ -145,6 +144,66 @@ def _answer(
         report.end()
     records = [_record(*each, answer) for place, each in enumerate(asked) for answer in file.answers[place + 1]]
     file.finish(records)
+
+
+def answered_now(
+    rows: Sequence[Row],
+    teacher: SoftPromptModel,
+    encoder: Encoder,
+    base: Base,
+    text: Text,
+    *,
+    new_tokens: int,
+    seed: int,
+) -> list[Row]:
+    """Return the rows that ask something with the teacher's answers, which are kept nowhere.
+
+    Raises:
+        UserError: there is no question, or one leaves no room for an answer.
+    """
+    rows = [row for row in rows if row.has_question]
+    if not rows:
+        raise UserError("`data`: holds no question for the teacher to answer")
+    questions = encoder.questions(rows)
+    require_known_ids(base, (id for ids in questions for id in ids))
+    require_room_for_text(base, len(teacher.front), max(map(len, questions)) + new_tokens, text)
+    found: dict[int, str] = {}
+    waiting = range(len(rows))
+    for places, texts in _sampled(questions, waiting, teacher, encoder, _sampling(new_tokens, 1), seed):
+        found |= {place: answer for place, (answer,) in zip(places, texts, strict=True)}
+    return [dataclasses.replace(row, output=found[place]) for place, row in enumerate(rows)]
+
+
+def _sampling(new_tokens: int, several: int) -> Sampling:
+    return Sampling(max_new_tokens=new_tokens, temperature=TEMPERATURE, num_return_sequences=several)
+
+
+def _sampled(
+    questions: Sequence[list[int]],
+    waiting: Sequence[int],
+    teacher: SoftPromptModel,
+    encoder: Encoder,
+    sampling: Sampling,
+    seed: int,
+) -> Iterator[tuple[list[int], list[list[str]]]]:
+    """Answer the questions at the places `waiting`, batch by batch: places, and the texts of each one's answers."""
+    size = max(1, 2 * ANSWERED_TOGETHER // sampling.num_return_sequences)
+    for batch in plan_batches([len(questions[place]) for place in waiting], size):
+        places = [waiting[each] for each in batch]
+        torch.manual_seed(batch_seed(seed, places[0]))
+        found = generate_batch(teacher, encoder, sampling, questions=[questions[place] for place in places])
+        yield places, [[text_of(ids, encoder) for ids in answers] for answers in found]
+
+
+def splits_of_run(options: Mapping[str, Any], folder: Path) -> Splits:
+    """Read the rows of a run again by the options that its folder keeps; those of a teacher are in the folder itself.
+
+    Raises:
+        UserError: as `load_splits` and `kept_splits`.
+    """
+    if options["distill_text"] and not options["distill_from_data"]:
+        return kept_splits(folder / TEACHER_NAME)
+    return load_splits(options["data"], **{name: options[name] for name in ("eval_data", "test_data", *HOW_TO_READ)})
 
 
 def _open(path: Path, recipe: dict[str, Any], count: int, config: TrainConfig) -> AnswerFile:

@@ -25,7 +25,7 @@ from softprompt.training.run import DATA, HOW_TO_READ, date_of_run, load_inputs
 from softprompt.training.run_folder import open_run_folder
 
 DEFAULT_VIRTUAL_TOKENS = 16
-INIT = "means"  # the start of a prompt that is to stand for a text
+INIT = "text"  # the start of a prompt that is to stand for a text
 
 Inputs = tuple[TrainConfig, Base, EncodedSplits, Objective | None]
 

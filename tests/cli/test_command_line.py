@@ -76,8 +76,8 @@ OPTIONS = {
         "frozen base": "model allow-other-base",
         "hardware": "precision device",
         "comparison": """
-            prompt-file data split columns data-config held-out run-dir text-prompt max-rows max-length choices
-            eval-generate max-new-tokens per-device-eval-batch-size bootstrap-samples seed output-file overwrite
+            prompt-file data split columns data-config held-out run-dir distill-text text-prompt max-rows max-length
+            choices eval-generate max-new-tokens per-device-eval-batch-size bootstrap-samples seed output-file overwrite
         """,
     },
     "inspect": {
