@@ -35,6 +35,7 @@ from softprompt.config.commands import DEFAULT_PROMPT_FILE, Hardware, Sampling, 
 from softprompt.config.options import require_types
 from softprompt.data.reading import Data
 from softprompt.data.row import Row
+from softprompt.distillation.inputs import load_all_inputs
 from softprompt.engine.front import Front
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Diverged, Interrupted, UserError
@@ -47,7 +48,7 @@ from softprompt.system.process import quiet_libraries
 from softprompt.tokens.encoded_splits import EncodedSplits
 from softprompt.tokens.encoding import Encoder
 from softprompt.training.report import BarReport, Report
-from softprompt.training.run import DATA, IN_MEMORY, load_inputs, note_run, options_of_run, prepare_run
+from softprompt.training.run import DATA, IN_MEMORY, note_run, options_of_run, prepare_run
 from softprompt.training.run_folder import reserved_run
 from softprompt.training.selection import Losses, Result
 
@@ -440,8 +441,8 @@ def _train(given: dict[str, Any], in_memory: dict[str, Any], progress: bool) -> 
     report = BarReport() if progress else Report()
     with reserved_run(config, report.say) as replaces, _torch_as_it_was(resolve_device(config.device)):
         with quiet_libraries():
-            base, rows = load_inputs(config, in_memory)
-        trainer = prepare_run(config, base, rows, report)
+            config, base, rows, objective = load_all_inputs(config, in_memory)
+        trainer = prepare_run(config, base, rows, report, objective)
         trainer.replaces = replaces
         note_run(trainer)
         result = trainer.run()

@@ -25,7 +25,7 @@ GROUPS = [
     ["engine"],
     ["optim"],
     ["training", "answering", "exporting"],
-    ["analysis"],
+    ["analysis", "distillation"],
     ["api"],
     ["cli"],
 ]

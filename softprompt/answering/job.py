@@ -132,7 +132,7 @@ def _answer_batches(
         for places in batches:
             batch = questions.at(places)
             numbers = [question.row.number for question in batch]
-            torch.manual_seed(_batch_seed(file.header["seed"], numbers[0]))
+            torch.manual_seed(batch_seed(file.header["seed"], numbers[0]))
             ids, encoder = [question.ids for question in batch], batch[0].encoder
             fronts = [question.front for question in batch] if questions.mixed else None
             try:
@@ -222,7 +222,7 @@ def _open(config: GenerateConfig, recipe: dict[str, Any], num_rows: int, report:
     return file
 
 
-def _batch_seed(seed: int, first_number: int) -> int:
+def batch_seed(seed: int, first_number: int) -> int:
     """Return the seed of a batch, which does not depend on the batches that this process answered before."""
     digest = hashlib.sha256(f"{seed} {first_number}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # 63 bits, as `--seed` has

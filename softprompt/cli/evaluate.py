@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
         files[first].facts, prompt_file=first, model=config.model, device=device, precision=config.precision
     )
     require_rows_of_run(chosen, files[first], base, prompt_file=first)
+    if config.distill_text is not None:
+        tell_worth(config, files, base, chosen)
+        return
     sides, notes = make_sides(files, base, text_prompt=config.text_prompt, allow_other=config.allow_other_base)
     eval_set = encode_eval_set(chosen.rows[: config.max_rows], sides, config, name=chosen.name)
     check_fit(eval_set, sides, base, max_new_tokens=config.max_new_tokens)
@@ -97,6 +100,24 @@ def report(outcomes: "list[Outcome]", eval_set: "EvalSet", base: "Base", config:
     print(f"figures and rows written to {config.output_file}")
 
 
+def tell_worth(config: EvaluateConfig, files: "dict[str, PromptFile]", base: "Base", chosen: "Chosen") -> None:
+    """Print how much of the text's effect each prompt has, and write the figures if an output file is named."""
+    from softprompt.cli.text import describe_base
+    from softprompt.distillation.judging import judge_files
+    from softprompt.distillation.report import describe_worth, to_json
+
+    print(describe_base(base), *map(visible, chosen.notes), sep="\n", flush=True)
+    rows, own = chosen.rows[: config.max_rows], config.data is None
+    figures = {}
+    for name, worth, notes in judge_files(files, base, rows, config, answered=own):
+        print(*(visible(flags_in(f"note: {note}")) for note in notes), f"{name}, on {chosen.name}", sep="\n")
+        print(describe_worth(worth), flush=True)
+        figures[name] = to_json(worth)
+    if config.output_file is not None:
+        write_output(Path(config.output_file), dict(figures))
+        print(f"figures written to {config.output_file}")
+
+
 @dataclass(frozen=True)
 class Chosen:
     """The rows to score, their name in messages, notes on them, and their labels if they are of a classification.
@@ -121,11 +142,14 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
             or the output file is among the rows that it names.
     """
     from softprompt.answering.output import refuse_sources
-    from softprompt.data.splits import load_split, load_splits
-    from softprompt.training.run import HOW_TO_READ, IN_MEMORY, read_run
+    from softprompt.data.splits import load_split
+    from softprompt.distillation.answers import splits_of_run
+    from softprompt.training.run import IN_MEMORY, read_run
 
     if config.data is not None:
-        return Chosen(*load_split(config.data, config.split, columns=config.columns, data_config=config.data_config))
+        asks = config.distill_text is not None  # the teacher answers
+        how = {"columns": config.columns, "data_config": config.data_config}
+        return Chosen(*load_split(config.data, config.split, asks=asks, **how))
     first = config.prompt_file[0]
     folder = run_folder_of(first, config.run_dir)
     run = read_run(folder)
@@ -136,8 +160,7 @@ def rows_to_score(config: EvaluateConfig, file: "PromptFile") -> Chosen:
     for name in ("data", "eval_data", "test_data"):
         if config.output_file is not None:
             refuse_sources(Path(config.output_file), prompt_files=(), rows=run.options[name], option=name)
-    named = {name: run.options[name] for name in ("eval_data", "test_data", *HOW_TO_READ)}
-    splits = load_splits(run.options["data"], **named)
+    splits = splits_of_run(run.options, folder)
     held_out = config.held_out or not splits.test_rows
     found, others = splits.eval_rows, [splits.train_rows]
     if not held_out:

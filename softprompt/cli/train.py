@@ -11,6 +11,8 @@ from softprompt.config.commands import TrainConfig
 MOST_CLASSIFIED = 200  # rows whose labels are scored at the end of a run
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from softprompt.cli.terminal import TerminalReport
     from softprompt.system.files import FileId
     from softprompt.tokens.encoded_splits import EncodedSplits
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt train") -> N
 
 def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | None") -> None:
     """Train in a run folder that no other process uses; `replaces` is the file that the prompt may replace."""
-    from softprompt.cli.terminal import say
+    from softprompt.cli.terminal import TerminalJobReport, say
     from softprompt.cli.text import (
         describe_base,
         describe_passes,
@@ -43,12 +45,13 @@ def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | No
         describe_shape,
         describe_steps,
     )
-    from softprompt.training.run import load_inputs, note_run, prepare_run
+    from softprompt.distillation.inputs import load_all_inputs
+    from softprompt.training.run import note_run, prepare_run
 
-    base, rows = load_inputs(config)
+    config, base, rows, objective = load_all_inputs(config, report=TerminalJobReport())
     say(describe_base(base), flags=False)
     say(describe_rows(rows, config.data), flags=False)
-    trainer = prepare_run(config, base, rows, report)
+    trainer = prepare_run(config, base, rows, report, objective)
     trainer.replaces = replaces
     model = trainer.model
     say(str(model) if config.verbose else describe_shape(model), flags=False)
@@ -56,12 +59,41 @@ def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | No
     say(describe_passes(trainer))
     say(describe_steps(trainer))
     note_run(trainer)
+    initial = trainer.weight.detach().clone()
     result = trainer.run()
     if rows.choices:
         _classify_some(trainer, rows)
     if config.eval_generate:
         _answer_some(trainer, rows)
+    if config.distill_text is not None:
+        _judge(trainer, initial)
     say(describe_result(result, config, trainer.written))
+
+
+def _judge(trainer: "Trainer", initial: "Tensor") -> None:
+    """Say what the distilled prompt is worth on the test rows, or else on the held-out rows."""
+    from softprompt.cli.terminal import say
+    from softprompt.distillation.report import describe_worth, judge
+    from softprompt.distillation.text import place_text, read_text
+
+    config, rows, base = trainer.config, trainer.rows, trainer.base
+    name, split = ("test", rows.test) if rows.test_rows else ("held-out", rows.held_out)
+    if not split.rows:
+        say("note: no question is held out, so nothing is told of the prompt's worth; give `eval_fraction`")
+        return
+    assert config.distill_text is not None
+    text = place_text(config.distill_text, read_text(config.distill_text), rows.encoder, base)
+    worth = judge(
+        base,
+        rows.encoder,
+        text,
+        split,
+        trainer.weight.detach(),
+        name=name,
+        initial=initial,
+        new_tokens=config.distill_new_tokens,
+    )
+    say(describe_worth(worth), flags=False)
 
 
 def _classify_some(trainer: "Trainer", rows: "EncodedSplits") -> None:

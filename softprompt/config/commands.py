@@ -1,5 +1,6 @@
 """Every option, declared once: name, type, default, help and validation, in groups that the commands share."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ DEFAULT_INIT_TEXT = "The following is a dialog between a human and a robot."
 MAX_INIT_TEXT = 100_000  # characters; a prompt file keeps the text
 MAX_SYSTEM_TEXT = 1 << 15  # characters; every question of a prompt file has the text, which costs time and memory
 OPTIMS = ("soap", "adamw")
-INITS = ("text", "answers", "vocab", "random")
+INITS = ("text", "means", "answers", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PLACEMENTS = ("front", "system")
 EXPORTS = ("peft", "baked", "vllm", "npy")
@@ -138,6 +139,40 @@ class TemplateOptions(Group):
 
 
 @dataclass(kw_only=True)
+class DistillOptions(Group):
+    """A text that the prompt is to stand for: the base with that text in front is the teacher."""
+
+    heading: ClassVar[str] = "distillation"
+
+    distill_text: str | None = option(
+        None, "train the prompt to answer as the base does with the text of this file in its place", decides=False
+    )
+    distill_from_data: bool = option(False, "take the answers of the rows, instead of sampling the teacher's own")
+    distill_answers: int = option(1, "answers that the teacher gives to each question")
+    distill_new_tokens: int = option(DEFAULT_NEW_TOKENS, "most tokens of such an answer")
+    distill_questions: int = option(0, "let the teacher write so many questions, instead of those of --data")
+    distill_context: str | None = option(None, "a column that the teacher sees in front of each question")
+    distill_temperature: float = option(1.0, "divide the logits of both sides by this in the loss")
+    distill_ce: float = option(0.0, "share of cross-entropy on the answers in the loss")
+
+    def check(self) -> None:
+        expand_home(self, "distill_text")
+        require_counts(self, "distill_answers", "distill_new_tokens")
+        require(self.distill_questions >= 0, self, "distill_questions", "must be 0 or above")
+        require(0.01 <= self.distill_temperature <= 100, self, "distill_temperature", "must be from 0.01 to 100")
+        require(0 <= self.distill_ce < 1, self, "distill_ce", "must be at least 0 and below 1")
+        own = {each.name: each.default for each in dataclasses.fields(DistillOptions)}
+        for name, default in own.items() if self.distill_text is None else ():
+            require(getattr(self, name) == default, self, name, "needs `distill_text`")
+        for name in ("distill_answers", "distill_questions"):
+            both = self.distill_from_data and getattr(self, name) != own[name]
+            require(not both, self, name, "give it or `distill_from_data`, not both")
+        for name in ("distill_questions", "distill_from_data"):
+            both = getattr(self, name) and self.distill_context is not None
+            require(not both, self, "distill_context", f"give it or `{name}`, not both")
+
+
+@dataclass(kw_only=True)
 class StartOptions(Group):
     """The tensor that the prompt starts from."""
 
@@ -244,7 +279,16 @@ class OutputOptions(Group):
 
 
 @dataclass(kw_only=True)
-class TrainConfig(BaseOptions, RowOptions, TemplateOptions, StartOptions, StepOptions, SelectionOptions, OutputOptions):
+class TrainConfig(
+    BaseOptions,
+    RowOptions,
+    TemplateOptions,
+    DistillOptions,
+    StartOptions,
+    StepOptions,
+    SelectionOptions,
+    OutputOptions,
+):
     """The options of `train`, named as in `transformers.TrainingArguments` where they mean the same."""
 
     heading: ClassVar[str] = "output"
@@ -255,6 +299,10 @@ class TrainConfig(BaseOptions, RowOptions, TemplateOptions, StartOptions, StepOp
 
     def check(self) -> None:
         expand_home(self, "run_dir")
+        if self.distill_text is not None:
+            require(not self.system, self, "system", "give it or `distill_text`, not both: the text stands there")
+        own_data = not self.distill_questions or self.data in (DEFAULT_DATA, "")
+        require(own_data, self, "distill_questions", "give it or `data`, not both")
 
     @property
     def run_folder(self) -> Path:
@@ -432,6 +480,9 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
     data_config: str | None = option(None, CONFIG_HELP)
     held_out: bool = option(False, "score the prompt's held-out rows, which chose it, instead of its test rows")
     run_dir: str | None = option(None, "run folder of the first prompt (default: NAME.run beside NAME.safetensors)")
+    distill_text: str | None = option(
+        None, "instead of the table, tell how much of the effect of this file's text each prompt has"
+    )
     text_prompt: str | None = option(
         None, "text that is written in front on the side to compare with (default: the first prompt's init text)"
     )
@@ -451,11 +502,13 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
 
     def check(self) -> None:
         self.prompt_file = tuple(os.path.expanduser(name) for name in self.prompt_file)
-        expand_home(self, "output_file", "run_dir")
+        expand_home(self, "output_file", "run_dir", "distill_text")
         _check_ensemble(self)
         if self.ensemble:  # its members are sides, too
             others = () if self.prompt_file == (DEFAULT_PROMPT_FILE,) else self.prompt_file
             self.prompt_file = tuple(dict.fromkeys([*others, *self.ensemble]))
+        apart = self.distill_text is None or (self.text_prompt is None and not self.choices)
+        require(apart, self, "distill_text", "give it without `text_prompt` and `choices`, which are of the table")
         counts = ("max_length", "max_new_tokens", "per_device_eval_batch_size", "bootstrap_samples", "max_rows")
         require_counts(self, *counts)
         require(self.eval_generate >= 0, self, "eval_generate", "must be 0 or above")

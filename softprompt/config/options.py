@@ -18,7 +18,7 @@ MOST = 2**31 - 1  # of whatever an option counts
 # options that may name a file or a folder
 PATHS = {
     "prompt_file", "run_dir", "sweep_dir", "data", "eval_data", "test_data", "model", "init_from", "instructions",
-    "output_file", "plot", "adapter", "to",
+    "output_file", "plot", "adapter", "to", "distill_text",
 }  # fmt: skip
 
 

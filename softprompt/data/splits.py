@@ -60,6 +60,7 @@ def load_splits(
     max_train_rows: int | None = None,
     data_config: str | None = None,
     data_split: str | None = None,
+    asks: bool = False,
 ) -> Splits:
     """Load `data` and choose the held-out rows and the test rows.
 
@@ -71,6 +72,7 @@ def load_splits(
         columns: the option, which is for `data`, `eval_data` and `test_data`.
         max_train_rows: keep the first so many training rows, once the held-out rows are drawn.
         data_config: the configuration, and `data_split` the split, of a hub id in `data`.
+        asks: only questions are read, with the further columns of their rows.
 
     Raises:
         UserError: data is missing or unreadable, or has rows in no format that is known.
@@ -80,20 +82,20 @@ def load_splits(
     def rows_of(data: Data, option: str, wanted: Sequence[str]) -> Sequence[Row]:
         with open_data(data, option, DataOptions(columns)) as source:
             opened.append(source)
-            return source.rows(source.choose(wanted))[0]
+            return source.rows(source.choose(wanted), asks=asks)[0]
 
     with open_data(data, "data", DataOptions(columns, data_config, data_split)) as source:
         opened.append(source)
         train = source.choose(("train",))
-        train_rows, _ = source.rows(train)
+        train_rows, _ = source.rows(train, asks=asks)
         own = [split for split in HELD_OUT_SPLITS if split in source.splits and "train" in source.splits]
         chooses = own[0] if own and eval_data is None and eval_fraction is None else None
         test_rows: Sequence[Row] = ()
         eval_rows: Sequence[Row] = ()
         if test_data is None and "test" in own and chooses != "test":
-            test_rows, _ = source.rows("test", label=f"{source.name} (test)")
+            test_rows, _ = source.rows("test", label=f"{source.name} (test)", asks=asks)
         if chooses is not None:
-            eval_rows, _ = source.rows(chooses, label=f"{source.name} ({chooses})")
+            eval_rows, _ = source.rows(chooses, label=f"{source.name} ({chooses})", asks=asks)
         source.note_unused_splits([train])
     if test_data is not None:
         test_rows = rows_of(test_data, "test_data", ("test", *HELD_OUT_SPLITS, "train"))
@@ -108,11 +110,17 @@ def load_splits(
 
 
 def load_split(
-    data: Data, split: str | None = None, *, columns: str | None = None, data_config: str | None = None
+    data: Data,
+    split: str | None = None,
+    *,
+    columns: str | None = None,
+    data_config: str | None = None,
+    asks: bool = False,
 ) -> NamedRows:
     """Load the rows of one split; returns them, what messages call them, and their labels if they are classified.
 
-    Without `split`, it is the first of `test`, `validation` and `train` that the data has, or else its only split.
+    Without `split`, it is the first of `test`, `validation` and `train` that the data has, or else its only split. With
+    `asks`, only questions are read.
 
     Raises:
         UserError: as `load_splits`; or there is no such split.
@@ -125,7 +133,7 @@ def load_split(
         else:
             raise UserError(f"`split` {split}: `data` {source.name} has only {', '.join(source.given)}")
         name = source.name if len(source.splits) == 1 else f"{source.name} ({chosen})"
-        rows, _ = source.rows(chosen, label=name)
+        rows, _ = source.rows(chosen, label=name, asks=asks)
         return NamedRows(rows, name, source.notes, _choices_of([source]))
 
 

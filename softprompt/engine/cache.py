@@ -61,6 +61,11 @@ class Cache:
         self._biases: dict[tuple[bool, int | None], Tensor] = {}
 
     @property
+    def nbytes(self) -> int:
+        """The bytes of all keys and values."""
+        return sum(each.nbytes for kept in (self.keys, self.values) for each in kept.values())
+
+    @property
     def position_ids(self) -> Tensor:
         """The position_ids of the slots being filled, int64 `[B or 1, L]`; a pad gets 0, but any valid one would do."""
         return self.queries.masked_fill(self.queries == PAD, 0) if self.padded else self.queries

@@ -77,13 +77,13 @@ def head_scores(hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Te
     size = max(MIN_CHUNK, FINE_LOGITS // head.weight.shape[0])
     losses, hits = [], []
     for some, target in zip(hidden.split(size), targets.split(size), strict=True):
-        logits = _widened(F.linear(some, head.weight, head.bias), head)  # [chunk, V]
+        logits = widened(F.linear(some, head.weight, head.bias), head)  # [chunk, V]
         losses.append(F.cross_entropy(logits, target, reduction="none"))
         hits.append(logits.argmax(-1) == target)
     return torch.cat(losses), torch.cat(hits)
 
 
-def _widened(logits: Tensor, head: Head) -> Tensor:
+def widened(logits: Tensor, head: Head) -> Tensor:
     """Apply scale and soft cap to the raw `logits` W h + b, in fp32 (fp64 for fp64)."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if head.scale != 1.0:

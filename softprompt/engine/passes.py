@@ -97,7 +97,7 @@ class _Padded:
 
     def __init__(self, model: SoftPromptModel | PreTrainedModel, rows_per_batch: int, pad_token_id: int) -> None:
         self.model, self.rows_per_batch, self.pad_token_id = model, rows_per_batch, pad_token_id
-        self.base_model = _base_and_front(model)[0]
+        self.base_model = base_and_front(model)[0]
 
     def losses(self, rows: Sequence[EncodedRow], *, recompute: bool) -> Iterator[Tensor]:
         """As `pass_losses`."""
@@ -134,13 +134,13 @@ def _route(
     model: SoftPromptModel | PreTrainedModel, max_tokens: int, rows_per_batch: int, pad_token_id: int
 ) -> _Packed | _Padded:
     """How rows go through this base, chosen in this one place."""
-    base_model, front = _base_and_front(model)
+    base_model, front = base_and_front(model)
     if can_pack(base_model):
         return _Packed(base_model, front, max_tokens)
     return _Padded(model, rows_per_batch, pad_token_id)
 
 
-def _base_and_front(model: SoftPromptModel | PreTrainedModel) -> tuple[PreTrainedModel, Front]:
+def base_and_front(model: SoftPromptModel | PreTrainedModel) -> tuple[PreTrainedModel, Front]:
     """The base, and the front of its rows, which is empty for a base alone."""
     return (model.base_model, model.front) if isinstance(model, SoftPromptModel) else (model, Front())
 
@@ -150,11 +150,11 @@ def tokens_that_fit(base_model: PreTrainedModel) -> int:
     config, device = base_model.config.get_text_config(), base_model.device
     number = embedding_weight(base_model.get_input_embeddings()).element_size()
     per_token = config.num_hidden_layers * config.hidden_size * KEPT_PER_LAYER * number
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     return min(max(free // 2 // per_token, FEWEST_TOKENS), MOST_TOKENS[device.type])
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes of main memory that no process uses, where the system tells."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softprompt.base.loading import Base
-from softprompt.config.commands import TrainConfig
+from softprompt.config.commands import DEFAULT_INIT_TEXT, TrainConfig
 from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding, start_ids
 from softprompt.prompt.file import load_prompt
@@ -17,7 +17,9 @@ from softprompt.prompt.metadata import PromptMetadata, is_count
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 
-def initial_prompt(config: TrainConfig, base: Base, train_rows: Sequence[EncodedRow] = ()) -> SoftPromptEmbedding:
+def initial_prompt(
+    config: TrainConfig, base: Base, train_rows: Sequence[EncodedRow] = (), text_ids: Sequence[int] = ()
+) -> SoftPromptEmbedding:
     """Make the prompt that `init_from`, or else `init`, asks for, with `virtual_tokens` vectors.
 
     Without `virtual_tokens`, P is that of the file `init_from`, or else the number of tokens in `init_text`.
@@ -25,6 +27,7 @@ def initial_prompt(config: TrainConfig, base: Base, train_rows: Sequence[Encoded
     Args:
         train_rows: only `init` "answers" needs them. It starts from their most frequent labels, as Lester et al. (2021,
             section 3.2) start from the class labels.
+        text_ids: the ids of a text to distil, which is the init text if no other is given.
 
     Raises:
         UserError: the file `init_from` cannot be read or does not fit the base or P, `init_text` has no token, or P is
@@ -33,6 +36,13 @@ def initial_prompt(config: TrainConfig, base: Base, train_rows: Sequence[Encoded
     embedding = base.model.get_input_embeddings()
     if config.init_from is not None:
         return _from_file(config.init_from, config, base)
+    given = list(text_ids) if config.init_text == DEFAULT_INIT_TEXT else []
+    if config.init == "means" or (config.init == "text" and given):
+        ids = given or start_ids(config.init_text, base.tokenizer)
+        if not ids:
+            raise UserError(f"`init_text` {config.init_text!r} gives no token; write some text or use `init` vocab")
+        begin = SoftPromptEmbedding.from_means if config.init == "means" else SoftPromptEmbedding.from_ids
+        return begin(ids, embedding, config.virtual_tokens or len(ids))
     if config.init == "text":
         return SoftPromptEmbedding.from_text(config.init_text, base.tokenizer, embedding, config.virtual_tokens)
     count = config.virtual_tokens or len(start_ids(config.init_text, base.tokenizer))
@@ -65,7 +75,7 @@ def _from_file(name: str, config: TrainConfig, base: Base) -> SoftPromptEmbeddin
 
 def why_no_start(facts: PromptMetadata) -> str:
     """The reason why the prompt that training started from cannot be made again, or "" if it can."""
-    if facts.init == "text":
+    if facts.init in ("text", "means"):
         return "" if facts.init_text else "the file does not say the text that it started from"
     if facts.init == "file":
         return "it started from another prompt file (`init_from`)"
@@ -86,5 +96,5 @@ def start_of(facts: PromptMetadata, base: Base, num_virtual_tokens: int) -> Tens
         embedding = base.model.get_input_embeddings()
         return SoftPromptEmbedding.from_ids(facts.init_ids, embedding, num_virtual_tokens).weight.detach().cpu()
     options: dict[str, Any] = {"init": facts.init, "virtual_tokens": num_virtual_tokens}
-    options |= {"init_text": facts.init_text} if facts.init == "text" else {"seed": facts.training["seed"]}
+    options |= {"init_text": facts.init_text} if facts.init in ("text", "means") else {"seed": facts.training["seed"]}
     return initial_prompt(TrainConfig(**options), base).weight.detach().cpu()

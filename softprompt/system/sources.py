@@ -47,6 +47,11 @@ def data_folder(name: str) -> Path:
     return _look_up(name, {folder.name: folder for folder in sorted((ASSETS / "data").iterdir())}, "data set")
 
 
+def text_file(name: str) -> Path:
+    """Return the file of a shipped text such as `builtin:politeness`; an unknown name raises `UserError`."""
+    return _look_up(name, {path.stem: path for path in sorted((ASSETS / "texts").iterdir())}, "text")
+
+
 def _look_up(name: str, known: dict[str, Path], kind: str) -> Path:
     short = name.removeprefix(PREFIX)
     if short not in known:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from softprompt.base.loading import Base
-from softprompt.config.commands import TrainConfig
+from softprompt.config.commands import DEFAULT_INIT_TEXT, TrainConfig
 from softprompt.config.options import decisive
 from softprompt.errors import UserError
 from softprompt.prompt.encoder import metadata_of
@@ -29,6 +29,7 @@ FACTS = {
     "test_rows": "`test_data`: these are not the test rows that this run started with",
     "precision": "`precision`: the run started in another one",
     "device": "`device`: the run started on another kind of device",
+    "teacher": "`distill_text`: this run learns from another text",
     "initial_prompt": "`init_from`: the run started from another prompt",  # last, since it depends on the others
 }
 
@@ -41,8 +42,10 @@ class Recipe:
     facts: dict[str, Any]
 
     @classmethod
-    def of(cls, config: TrainConfig, base: Base, rows: EncodedSplits, initial: Tensor) -> "Recipe":
-        """Return the recipe of a run that starts from the prompt `initial` `[P, H]`."""
+    def of(
+        cls, config: TrainConfig, base: Base, rows: EncodedSplits, initial: Tensor, teacher: Mapping[str, Any]
+    ) -> "Recipe":
+        """Return the recipe of a run that starts from the prompt `initial` `[P, H]`; `teacher` may be empty."""
         options = decisive(config) | {"virtual_tokens": len(initial)}
         facts = {
             "base": base.fingerprint.sha256,
@@ -54,6 +57,7 @@ class Recipe:
             "precision": base.precision,
             "device": base.device.type,
         }
+        facts |= {"teacher": teacher["sha256"]} if teacher else {}
         # the option `precision` may be auto, so the precision that the base has is compared, as one of the facts
         return cls({name: value for name, value in options.items() if name != "precision"}, facts)
 
@@ -67,7 +71,7 @@ class Recipe:
         """Raise a `UserError` that names the first option or input that differs from when the run started."""
         require_same_options(before.options, self.options)
         for name, message in FACTS.items():
-            if before.facts.get(name) != self.facts[name]:
+            if before.facts.get(name) != self.facts.get(name):
                 plain = name in ("precision", "device")
                 detail = f" ({before.facts.get(name)}, and now {self.facts[name]})" if plain else ""
                 raise UserError(f"`resume`: {message}{detail}; give the same, or start anew with `overwrite`")
@@ -95,6 +99,7 @@ def prompt_metadata(
     learning_rate: float,
     train_loss: float | None,
     curve: Sequence[tuple[int, float]],
+    teacher: Mapping[str, Any],
 ) -> PromptMetadata:
     """Return the metadata of the prompt file, which depend on no clock, host, path or number of resumes.
 
@@ -103,8 +108,10 @@ def prompt_metadata(
         init_ids: the ids whose embeddings the prompt started from, if those were the most frequent labels.
         train_loss: training loss at the step of `result`; None if that is not the last step.
         curve: (step, held-out loss) of every evaluation.
+        teacher: what is said of the teacher; empty without one.
     """
     from_file = config.init_from is not None
+    of_teacher = bool(teacher) and config.init_text == DEFAULT_INIT_TEXT  # a file does not hold the text distilled
     training = {
         "steps": result.step,
         "rows": len(rows.train_rows),
@@ -119,10 +126,11 @@ def prompt_metadata(
         "test_rows": len(rows.test_rows),
         "test_loss": result.test.finite(),
     }
+    training |= {"distilled_from": dict(teacher)} if teacher else {}
     return PromptMetadata(
         **base.metadata,  # type: ignore[arg-type]  # its keys are those whose values are text
         init="file" if from_file else config.init,
-        init_text=config.init_text if config.init == "text" and not from_file else "",
+        init_text="" if from_file or of_teacher or config.init not in ("text", "means") else config.init_text,
         init_ids=list(init_ids),
         **metadata_of(rows.encoder),
         data=data,

@@ -31,6 +31,7 @@ from softprompt.tokens.encoded_splits import EncodedSplits, encode_splits
 from softprompt.tokens.row_cache import RowCache
 from softprompt.tokens.template import ASKED_NAMES as TEMPLATE_NAMES
 from softprompt.training.checkpoint import STATE_NAME, checkpoints, load_checkpoint
+from softprompt.training.objective import Objective
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report
 from softprompt.training.run_folder import CONFIG_KIND, CONFIG_NAME
@@ -42,7 +43,7 @@ IN_MEMORY = ""  # stands for the name of data that was given as rows in memory
 DATA = ("data", "eval_data", "test_data")
 # options of how the rows are read and drawn, which `load_splits` takes by these names
 HOW_TO_READ = ("eval_fraction", "seed", "columns", "data_config", "data_split", "max_train_rows")
-PATHS = (*DATA, "init_from", "template")  # options that name input files
+PATHS = (*DATA, "init_from", "template", "distill_text")  # options that name input files
 BASE = ("base", "base_revision", "base_sha256")  # the keys of the prompt file's metadata that name the base
 LENGTHS = ("max_steps", "num_train_epochs")  # options that determine the number of steps
 
@@ -95,8 +96,17 @@ def load_inputs(
     return base, cache.encoded(load, encoder, way, max_length=config.max_length)
 
 
-def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Report | None = None) -> Trainer:
+def prepare_run(
+    config: TrainConfig,
+    base: Base,
+    rows: EncodedSplits,
+    report: Report | None = None,
+    objective: Objective | None = None,
+) -> Trainer:
     """Assemble a run; with `resume`, restore the last checkpoint of its run folder that can be used.
+
+    Args:
+        objective: what the steps minimise; None is the cross-entropy.
 
     Raises:
         UserError: there are no rows to train on, the prompt or the rows do not fit the base, an option would have no
@@ -106,10 +116,10 @@ def prepare_run(config: TrainConfig, base: Base, rows: EncodedSplits, report: Re
     require_known_ids(base, [rows.largest_id])
     # checked first with the option alone, before a prompt of that many virtual tokens is made
     require_room(base.model, config.virtual_tokens or 0, rows.longest, option="max_length")
-    prompt = initial_prompt(config, base, rows.train_rows)
+    prompt = initial_prompt(config, base, rows.train_rows, objective.text_ids if objective else ())
     model = SoftPromptModel(base.model, prompt, rows.encoder.before_ids, rows.encoder.after_ids)
     require_room(base.model, len(model.front), rows.longest, option="max_length")
-    trainer = Trainer(model, base, rows, config, report)
+    trainer = Trainer(model, base, rows, config, report, objective)
     remember_base(base.name, base.revision, base.fingerprint.sha256)
     if config.resume:
         _restore_last(trainer)

@@ -18,6 +18,7 @@ from softprompt.engine.passes import Score, row_scores, total_score
 from softprompt.errors import UserError
 from softprompt.tokens.encoded_splits import EncodedSplit
 from softprompt.tokens.encoding import EncodedRow
+from softprompt.training.objective import Objective
 from softprompt.training.report import Report
 from softprompt.training.run_log import CURRENT, INITIAL, KEPT, NO_PROMPT, TRAINED, EvaluationRecord, RunLog
 
@@ -109,8 +110,8 @@ class Selection:
 class Evaluator:
     """Scores rows for a run, passes the figures to log and report, and lets the held-out rows choose the prompt."""
 
-    def __init__(self, model: SoftPromptModel, base: Base, log: RunLog, report: Report) -> None:
-        self.model, self.base, self.log, self.report = model, base, log, report
+    def __init__(self, model: SoftPromptModel, base: Base, log: RunLog, report: Report, objective: Objective) -> None:
+        self.model, self.base, self.log, self.report, self.objective = model, base, log, report, objective
 
     def start(self, selection: Selection, held_out: EncodedSplit) -> None:
         """Score the held-out rows before the first step, with the base alone and with the untrained prompt.
@@ -119,10 +120,9 @@ class Evaluator:
             UserError: the base alone has no finite loss on them, so no prompt can be chosen.
         """
         if held_out.rows:
-            alone = held_out.for_base
-            selection.without_prompt = self._measure(self.model.base_model, alone, 0, "eval", NO_PROMPT).loss
+            selection.without_prompt = self._measure_alone(held_out, 0, "eval").loss
             if not math.isfinite(selection.without_prompt):
-                wrong = self.not_finite(alone, with_prompt=False)
+                wrong = self.not_finite(held_out.for_base, with_prompt=False)
                 raise UserError(describe_fault(self.base, [row.input_ids for row in wrong]))
             self._choose(selection, held_out.rows, 0, INITIAL)
 
@@ -135,7 +135,7 @@ class Evaluator:
         """Score the test rows, once in a run, with the base alone and with the prompt that was kept."""
         if not test.rows:
             return Losses()
-        without = self._measure(self.model.base_model, test.for_base, step, "test", NO_PROMPT).loss
+        without = self._measure_alone(test, step, "test").loss
         return Losses(without, None, self._measure(self.model, test.rows, step, "test", KEPT).loss)
 
     def not_finite(self, rows: Sequence[EncodedRow], *, with_prompt: bool) -> list[EncodedRow]:
@@ -149,13 +149,21 @@ class Evaluator:
         score = self._measure(self.model, rows, step, "eval", prompt)
         selection.add(step, score.loss, self.model.soft_prompt.weight)
 
+    def _measure_alone(self, split: EncodedSplit, step: int, name: str) -> Score:
+        return self._measure(self.model.base_model, split.for_base, step, name, NO_PROMPT, of=split.rows)
+
     def _measure(
-        self, model: SoftPromptModel | PreTrainedModel, rows: Sequence[EncodedRow], step: int, split: str, prompt: str
+        self,
+        model: SoftPromptModel | PreTrainedModel,
+        rows: Sequence[EncodedRow],
+        step: int,
+        split: str,
+        prompt: str,
+        of: Sequence[EncodedRow] = (),
     ) -> Score:
         """Score the rows, and pass loss and token accuracy to report and log; the time does not count as training."""
         with self.log.paused():
-            scores = row_scores(model, rows, pad_token_id=self.base.pad_token_id, advance=self.report.scoring)
-            score = total_score(scores)
+            score = total_score(self.objective.scores(model, rows, of=of, advance=self.report.scoring))
         record = EvaluationRecord(step, split, prompt, score.loss, score.accuracy)
         self.report.evaluated(record)
         self.log.write(record)

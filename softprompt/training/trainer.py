@@ -17,7 +17,7 @@ from softprompt.base.health import describe_fault
 from softprompt.base.loading import Base
 from softprompt.config.commands import TrainConfig
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.passes import pass_losses, tokens_that_fit
+from softprompt.engine.passes import tokens_that_fit
 from softprompt.errors import Diverged, Interrupted, UserError
 from softprompt.optim.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.packs.families import recomputable_layers
@@ -35,6 +35,7 @@ from softprompt.training.checkpoint import (
     rng_tensors,
     save_checkpoint,
 )
+from softprompt.training.objective import Objective
 from softprompt.training.optimizer import PromptOptimizer
 from softprompt.training.recipe import Recipe, data_name, held_out_losses, prompt_metadata
 from softprompt.training.report import Report
@@ -52,14 +53,22 @@ class Trainer:
     """Trains the prompt of one model on encoded rows, in one run folder."""
 
     def __init__(
-        self, model: SoftPromptModel, base: Base, rows: EncodedSplits, config: TrainConfig, report: Report | None = None
+        self,
+        model: SoftPromptModel,
+        base: Base,
+        rows: EncodedSplits,
+        config: TrainConfig,
+        report: Report | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        """Prepare a run; no step is taken and nothing is written yet."""
+        """Prepare a run; no step is taken and nothing is written yet. Without `objective` it is the cross-entropy."""
         self.model, self.base, self.rows, self.config, self.report = model, base, rows, config, report or Report()
         self.weight = model.soft_prompt.weight
-        self.recipe, self.data_name = Recipe.of(config, base, rows, self.weight), data_name(config.data)
         of_answers = config.init == "answers" and config.init_from is None
         self.init_ids = frequent_labels(rows.train_rows, len(self.weight)) if of_answers else []
+        self.objective = objective or Objective(config, pad_token_id=base.pad_token_id)
+        self.recipe = Recipe.of(config, base, rows, self.weight, self.objective.facts)
+        self.data_name = data_name(config.data)
         self.optimizer = PromptOptimizer(self.weight, config, scale_loss=base.precision == "fp16")
         if config.gradient_checkpointing:
             recomputable_layers(base.model)  # raises UserError if there are none
@@ -91,7 +100,7 @@ class Trainer:
         """
         folder = self.open_folder()
         self.log = RunLog(folder / METRICS_NAME, first_step=self.step, window=self.window, warn=self.report.say)
-        self.evaluator = Evaluator(self.model, self.base, self.log, self.report)
+        self.evaluator = Evaluator(self.model, self.base, self.log, self.report, self.objective)
         self.report.begin(self.step, self.total)
         try:
             with deferred_signals(self._note_signal):
@@ -255,14 +264,7 @@ class Trainer:
     def _accumulate(self, rows: list[EncodedRow], supervised: int) -> float | None:
         """Add up the gradient of the step's mean loss, pass by pass; return the loss sum, or None after a signal."""
         loss_sum = 0.0
-        for loss in pass_losses(
-            self.model,
-            rows,
-            max_tokens=self.max_tokens,
-            rows_per_batch=self.config.per_device_train_batch_size,
-            pad_token_id=self.base.pad_token_id,
-            recompute=self.config.gradient_checkpointing,
-        ):
+        for loss in self.objective.losses(self.model, rows, max_tokens=self.max_tokens):
             # divided by the tokens of the whole step, so that the passes add up to the gradient of the step's mean
             self.optimizer.backward(loss / supervised)
             loss_sum += loss.item()
@@ -352,6 +354,7 @@ class Trainer:
             learning_rate=self.optimizer.rate,
             train_loss=self.train_loss if result.step == self.step > 0 and math.isfinite(self.train_loss) else None,
             curve=self.selection.curve,
+            teacher=self.objective.facts,
         )
         return prompt_bytes(self.model.soft_prompt, metadata.to_strings())
 

@@ -42,6 +42,10 @@ OPTIONS = {
             per-device-train-batch-size gradient-accumulation-steps seed
         """,
         "how rows are written": "template system last-turn-only placement",
+        "distillation": """
+            distill-text distill-from-data distill-answers distill-new-tokens distill-questions distill-context
+            distill-temperature distill-ce
+        """,
         "start of the prompt": "virtual-tokens init init-text init-from allow-other-base",
         "steps": """
             num-train-epochs max-steps optim learning-rate lr-scheduler-type warmup-steps weight-decay adam-beta1
@@ -76,7 +80,8 @@ OPTIONS = {
         "frozen base": "model allow-other-base",
         "hardware": "precision device",
         "comparison": """
-            prompt-file data split columns data-config held-out run-dir text-prompt max-rows max-length ensemble
+            prompt-file data split columns data-config held-out run-dir distill-text text-prompt max-rows max-length
+            ensemble
             choices eval-generate max-new-tokens per-device-eval-batch-size bootstrap-samples seed output-file overwrite
         """,
     },

@@ -271,7 +271,7 @@ def test_passes_are_cut_as_stored_and_the_cut_does_not_change_the_run(model_fold
 def test_what_fits_follows_the_memory_that_is_free(monkeypatch):
     base = make_model("bloom")
     for free, tokens in ((0, 256), (2**40, 4096), (2 * 1000 * 2 * HIDDEN_SIZE * 32 * 4, 1000)):
-        monkeypatch.setattr("softprompt.engine.passes._free_memory", lambda free=free: free)
+        monkeypatch.setattr("softprompt.engine.passes.free_memory", lambda free=free: free)
         assert tokens_that_fit(base) == tokens
 
 

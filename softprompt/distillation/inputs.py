@@ -1,0 +1,140 @@
+"""What a run trains on, with a text to distil or without: options as they turn out, base, rows and objective."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from softprompt.answering.job import JobReport
+from softprompt.base.device import resolve_device
+from softprompt.base.loading import Base, load_base
+from softprompt.config.commands import DEFAULT_INIT_TEXT, TrainConfig
+from softprompt.data.reading import Data
+from softprompt.data.row import RowKinds
+from softprompt.data.splits import Splits, load_splits
+from softprompt.distillation.answers import answer_splits, seen_by_teacher
+from softprompt.distillation.text import Text, place_text, read_text, require_room_for_text, teacher_model
+from softprompt.engine.teacher import Teacher
+from softprompt.errors import UserError
+from softprompt.prompt.encoder import encoder_for
+from softprompt.tokens.encoded_splits import EncodedSplits, encode_splits
+from softprompt.tokens.encoding import EncodedRow, Encoder
+from softprompt.training.objective import Divergence, Objective
+from softprompt.training.run import DATA, HOW_TO_READ, date_of_run, load_inputs
+from softprompt.training.run_folder import open_run_folder
+
+DEFAULT_VIRTUAL_TOKENS = 16
+INIT = "text"  # the start of a prompt that is to stand for a text
+
+Inputs = tuple[TrainConfig, Base, EncodedSplits, Objective | None]
+
+
+def load_all_inputs(
+    config: TrainConfig, in_memory: Mapping[str, Data] | None = None, report: JobReport | None = None
+) -> Inputs:
+    """Load what a run needs: `load_inputs`, and with `distill_text` the teacher and its answers.
+
+    Args:
+        in_memory: data given as rows, by the name of the option that it replaces.
+        report: hears how the teacher answers.
+
+    Returns:
+        The options with what `distill_text` decides, the base, the rows, and the objective if it is a divergence.
+
+    Raises:
+        UserError: as `load_inputs`; or the text or its teacher cannot be used.
+    """
+    name = config.distill_text
+    if name is None:
+        return config, *load_inputs(config, in_memory), None
+    written = read_text(name)
+    device = resolve_device(config.device)
+    named: dict[str, Any] = {name: getattr(config, name) for name in DATA} | dict(in_memory or {})
+    how: dict[str, Any] = {name: getattr(config, name) for name in HOW_TO_READ}
+    splits = load_splits(**named, **how, asks=not config.distill_from_data)
+    base = load_base(config.model, device=device, precision=config.precision)
+    config, encoder = _encoder(config, base, splits.kinds)
+    text = place_text(name, written, encoder, base)
+    model = teacher_model(text, encoder, base)
+    if not config.distill_from_data:
+        if not config.resume:
+            open_run_folder(config)  # clears what an earlier run left there, whose answers these replace
+        splits = answer_splits(splits, model, encoder, base, config, text, report or JobReport())
+    rows = encode_splits(splits, encoder, max_length=config.max_length, most_kept=sys.maxsize)
+    teacher = make_teacher(rows, splits, config, base, text)
+    facts = text.facts | {"temperature": config.distill_temperature, "ce": config.distill_ce}
+    objective = Divergence(config, teacher, facts, text.ids, pad_token_id=base.pad_token_id)
+    return config, base, rows, objective
+
+
+def _encoder(config: TrainConfig, base: Base, kinds: RowKinds) -> tuple[TrainConfig, Encoder]:
+    """The options as a text to distil decides them, and the encoder: in the system turn where there is one.
+
+    Raises:
+        UserError: the rows are no questions, or the template cannot be used.
+    """
+    if kinds.ready:
+        raise UserError("`distill_text`: these rows are text or token ids; it needs questions")
+    make = functools.partial(
+        encoder_for, base, kinds, template=config.template, last_turn_only=True, date=date_of_run(config)
+    )
+    try:
+        encoder = make(placement="system")
+    except UserError as error:
+        if not str(error).startswith("`placement`"):
+            raise
+        encoder = make()
+    is_default = config.init == "text" and config.init_text == DEFAULT_INIT_TEXT
+    decided = dataclasses.replace(
+        config,
+        placement=encoder.placement,
+        last_turn_only=True,
+        virtual_tokens=config.virtual_tokens or (None if config.init_from else DEFAULT_VIRTUAL_TOKENS),
+        init=INIT if is_default else config.init,
+    )
+    return decided, encoder
+
+
+def make_teacher(rows: EncodedSplits, splits: Splits, config: TrainConfig, base: Base, text: Text) -> Teacher:
+    """The teacher of all rows of a run.
+
+    Raises:
+        UserError: the text and the longest row exceed the base's context.
+    """
+    seen, front = _seen(rows, splits, config.distill_context), text.front(rows.encoder)
+    require_room_for_text(base, len(front), max((len(row.input_ids) for row in seen), default=0), text)
+    return Teacher(base.model, front, _all_rows(rows), seen)
+
+
+def _all_rows(rows: EncodedSplits) -> list[EncodedRow]:
+    return [row for split in rows.splits for row in split.rows]
+
+
+def _seen(rows: EncodedSplits, splits: Splits, context: str | None) -> list[EncodedRow]:
+    """All rows as the teacher sees them, with their context.
+
+    Raises:
+        UserError: a row has no context, or its answer has other tokens behind it.
+    """
+    if context is None:
+        return _all_rows(rows)
+    seen: list[EncodedRow] = []
+    pairs = (
+        (splits.train_rows, rows.train_rows),
+        (splits.eval_rows, rows.eval_rows),
+        (splits.test_rows, rows.test_rows),
+    )
+    for sources, encoded in pairs:
+        longer = rows.encoder.encode([seen_by_teacher(row, context) for row in sources], max_length=sys.maxsize)
+        known = {(row.number, tuple(row.supervised_ids)): row for row in longer}
+        for row in encoded:
+            matching = [
+                each.until(row.num_supervised)
+                for (number, labels), each in known.items()
+                if number == row.number and list(labels[: row.num_supervised]) == row.supervised_ids
+            ]
+            if not matching:
+                raise UserError(f"`distill_context`: row {row.number} is answered in other tokens behind its context")
+            seen.append(matching[0])
+    return seen
