@@ -61,20 +61,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Splits:
-    """The encoded rows of a task."""
+    """The encoded rows of a task, and what encoded them."""
 
     train: list[EncodedRow]
     select: list[EncodedRow]
     report: list[EncodedRow]
+    encoder: Encoder
 
     @classmethod
-    def of(cls, rows: Task, base: Base) -> "Splits":
-        """Encode with the template and rules of train.py."""
-        encoded = {}
+    def of(cls, rows: Task, base: Base, encoder: Encoder | None = None) -> "Splits":
+        """Encode with the rules of train.py, by default under the tutorial's template."""
+        encoder, encoded = encoder or Encoder(base.tokenizer), {}
         for name, split in vars(rows).items():
-            encoded[name], skipped = encode_rows(split, Encoder(base.tokenizer), max_length=MAX_LENGTH)
+            encoded[name], skipped = encode_rows(split, encoder, max_length=MAX_LENGTH)
             assert not skipped, (name, skipped)
-        return cls(**encoded)
+        return cls(**encoded, encoder=encoder)
 
 
 def execute(run: Run, folders: dict[str, str], threads: int) -> dict:
@@ -95,7 +96,15 @@ def execute(run: Run, folders: dict[str, str], threads: int) -> dict:
 
 def _outcome(run: Run, folders: dict[str, str]) -> dict:
     base, folder = loaded(run.model, run.scale, folders.get(run.model))
-    splits = Splits.of(task(run.task), base)
+    return outcome_of(run, base, folder, Splits.of(task(run.task), base))
+
+
+def outcome_of(run: Run, base: Base, folder: str, splits: Splits) -> dict:
+    """Train as the run says, and its losses.
+
+    Args:
+        folder: of the base's tokenizer.
+    """
     torch.manual_seed(run.seed)
     if run.method == "none":
         model, outcome, rate = base.model, None, None
@@ -166,7 +175,7 @@ def train_ours(
             disturb(prompt.weight, disturbance)
         if run.alpha is not None:
             config.learning_rate = run.alpha * rms(prompt.weight).item()
-        rows = EncodedSplits(Encoder(base.tokenizer), EncodedSplit(splits.train), EncodedSplit(splits.select))
+        rows = EncodedSplits(splits.encoder, EncodedSplit(splits.train), EncodedSplit(splits.select))
         trainer = Trainer(SoftPromptModel(base.model, prompt), base, rows, config)
         trainer.run()
         history = read_history(config.run_folder / METRICS_NAME)

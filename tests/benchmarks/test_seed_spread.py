@@ -1,5 +1,6 @@
 """What takes the spread over seeds apart: the noise of a sample, and a twin of SOAP that does not enlarge roundings."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
 
 import seed_spread  # noqa: E402
-from study_runs import Splits, loaded  # noqa: E402
+from study_runs import loaded  # noqa: E402
 from study_tasks import task  # noqa: E402
 from updates import UPDATES, disturb, whitened  # noqa: E402
 from variants import VARIANTS  # noqa: E402
@@ -46,7 +47,8 @@ def test_runs_are_those_of_the_study_and_a_disturbed_one_starts_elsewhere(monkey
     monkeypatch.setitem(seed_spread.STEPS, "bloom", 8)
     base, _ = loaded("bloom", 1.0, None)
     splits = Splits.of(task("topic"), base)
-    short = Splits(train=splits.train[:64], select=splits.select[:8], report=splits.report[:16])
+    parts = {"train": splits.train[:64], "select": splits.select[:8], "report": splits.report[:16]}
+    short = dataclasses.replace(splits, **parts)
     first, again, other, disturbed = (
         seed_spread.losses_of("topic", seed, base, short, "adamw", draw)
         for seed, draw in ((1, None), (1, None), (2, None), (1, 1))
