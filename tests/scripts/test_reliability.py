@@ -1,5 +1,6 @@
 """Quick versions of the scripts under scripts/reliability: a few kills, some hundred mutations, and comparisons."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,16 @@ def test_runs_that_are_killed_and_resumed_give_the_same_bits():
     assert "different" in done.stdout and done.stdout.count("\n") == 4  # the heading, the recipe, the sum, the time
 
 
-def test_mutated_prompts_and_states_are_refused_in_one_line():
-    done = ran("fuzz.py", "--prompts", 600, "--states", 300)
+def test_what_is_damaged_or_hostile_is_refused_in_one_line():
+    done = ran("fuzz.py", "--prompts", 600, "--states", 300, "--folders", 6, "--metadata", 4, "--seed", 3)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "refused" in done.stdout and "prompts: " in done.stdout and "states: " in done.stdout
+    for what in ("prompts", "states", "folders", "metadata"):
+        assert re.search(rf"^{what}: .*\d refused", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_command_lines_that_cannot_be_taken_are_refused_in_one_line():
+    done = ran("bad_input.py", "--every", 12, "--processes", 1)
+    assert done.returncode == 0 and re.search(r"^4\d command lines, 0 of them wrong", done.stdout), done.stdout
 
 
 @pytest.mark.parametrize(
