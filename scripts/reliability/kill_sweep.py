@@ -106,7 +106,11 @@ def main() -> int:
                 break
             name = names[cases % len(names)]
             place = roots[name] / f"{name}-{cases}"
-            fault = case(name, place, states[name], source)
+            try:
+                fault = case(name, place, states[name], source)
+            except TimeoutError as error:
+                fault = f"{error}: {(place / LOG).read_text()[-2000:]}"
+                states[name].counts["different"] += 1
             if fault:
                 faults.append(f"{name}, case {cases}: {fault}")
             shutil.rmtree(place)
