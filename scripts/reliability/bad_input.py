@@ -293,7 +293,7 @@ LINES = {
         --model folder => --model folder
         --model cut-base => cut-base/model.safetensors: cut short
         --device toaster => --device toaster
-        --text-prompt {text} => --max-length
+        --text-prompt {text} => --text-prompt: has 4,000 tokens
         --unknown => --unknown
     """,
     "inspect": r"""

@@ -90,6 +90,13 @@ def a_file(folder: Path, source: random.Random, suffix: str = "") -> Path:
     return source.choice(sorted(path for path in files if not path.is_symlink()))
 
 
+def plain(path: Path) -> Path:
+    """Return `path`, where a plain file is or nothing; to open a pipe would wait for ever."""
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        raise OSError(f"{path} is no plain file")
+    return path
+
+
 def some_bytes(folder: Path, source: random.Random) -> None:
     path = a_file(folder, source)
     raw = bytearray(path.read_bytes())
@@ -157,7 +164,7 @@ def claims(folder: Path, source: random.Random) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    path = folder / "config.json"
+    path = plain(folder / "config.json")
     value = json.loads(path.read_text("utf-8"))
     for _ in range(source.randint(1, 3)):
         key = source.choice(CONFIG_KEYS)
@@ -176,7 +183,7 @@ def claims(folder: Path, source: random.Random) -> None:
 
 
 def tokenizer_claims(folder: Path, source: random.Random) -> None:
-    path = folder / "tokenizer_config.json"
+    path = plain(folder / "tokenizer_config.json")
     value = json.loads(path.read_text("utf-8"))
     for _ in range(source.randint(1, 3)):
         key = source.choice(TOKENIZER_KEYS)
@@ -195,7 +202,7 @@ def tokenizer_claims(folder: Path, source: random.Random) -> None:
 
 
 def template_file(folder: Path, source: random.Random) -> None:
-    (folder / "chat_template.jinja").write_text(source.choice(TEMPLATES))
+    plain(folder / "chat_template.jinja").write_text(source.choice(TEMPLATES))
 
 
 def more_files(folder: Path, source: random.Random) -> None:
@@ -207,7 +214,7 @@ def more_files(folder: Path, source: random.Random) -> None:
         "configuration_own.py", "modeling_own.py", "torch.py", "transformers.py", "quantize_config.json",
         "kernels.lock", "params.json", "tekken.json",
     ])  # fmt: skip
-    path = folder / name
+    path = plain(folder / name)
     path.parent.mkdir(exist_ok=True)
     value = {"base_model_name_or_path": "someone/model", "peft_type": "LORA", "auto_map": {"AutoConfig": "own.C"}}
     texts = [json.dumps(value), json.dumps(source.choice(VALUES)), LFS, DEEP, ""]
@@ -278,7 +285,7 @@ def pickled(folder: Path, source: random.Random) -> None:
         if path.suffix == ".safetensors" and not path.is_symlink():
             tensors |= load_file(path)
         path.unlink()
-    target = folder / "pytorch_model.bin"
+    target = plain(folder / "pytorch_model.bin")
     kind = source.randrange(7)
     if kind == 0:
         target.write_bytes(pickle.dumps(Harmful(), protocol=2))

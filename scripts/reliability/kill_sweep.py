@@ -5,10 +5,10 @@ Usage: python scripts/reliability/kill_sweep.py --kills 1000 --minutes 60 --tabl
 
 The uninterrupted run of a recipe is a process of its own; the runs that are killed and resumed are forks of this one,
 which has everything imported. A kill comes in front of a call of `os` that changes the disk (fsync, link, mkdir,
-rename, replace, rmdir, unlink), until there was one at every call of the recipe; every third kill, and all from then on,
-come at random instants. Of four cases one kills the run that resumes as well, up to three times. A resumed run is right if its result has the
-sha256 of the uninterrupted one, its metrics each step once, its answers each row once and in order, and if nothing
-temporary is left. The exit status is 1 if one is not.
+rename, replace, rmdir, unlink), until there was one at every call of the recipe; every third kill comes at a random
+instant, and so do all from then on. Of four cases one kills the run that resumes as well, up to three times. A resumed
+run is right if its result has the sha256 of the uninterrupted one, its metrics each step once, its answers each row
+once and in order, and if nothing temporary is left. The exit status is 1 if one is not.
 """
 
 import argparse
@@ -106,7 +106,11 @@ def main() -> int:
                 break
             name = names[cases % len(names)]
             place = roots[name] / f"{name}-{cases}"
-            fault = case(name, place, states[name], source)
+            try:
+                fault = case(name, place, states[name], source)
+            except TimeoutError as error:
+                fault = f"{error}: {(place / LOG).read_text()[-2000:]}"
+                states[name].counts["different"] += 1
             if fault:
                 faults.append(f"{name}, case {cases}: {fault}")
             shutil.rmtree(place)

@@ -4,6 +4,7 @@ A process that imports PyTorch takes seconds to start. So a parent imports every
 own, and every command is a fork of it, which costs as much as the command's own work.
 """
 
+import faulthandler
 import importlib
 import json
 import os
@@ -26,6 +27,7 @@ PROMPT = "p.safetensors"
 # keys of metrics and metadata that tell how fast a machine was, which no two runs have in common
 CLOCK = ("seconds", "second", "memory", "time", "elapsed")
 CALLS = ("fsync", "link", "mkdir", "rename", "replace", "rmdir", "unlink")  # of `os`, that change what is on a disk
+HANGS_S = 100  # seconds after which a run says where it is
 COUNT = "count.txt"  # how many of these calls a run made that was not killed
 LOG, ERRORS = "log.txt", "errors.txt"
 NOT_SHOWN = "\x1b\x07\0\u202e"  # characters that change what a terminal shows
@@ -55,6 +57,7 @@ def fork(words: list[str], folder: Path, kill_at: int = 0, threads: int = 1) -> 
     status = 70
     try:
         enter(folder)
+        faulthandler.dump_traceback_later(HANGS_S)  # into the log, which tells where a run hangs
         count = counted_calls(kill_at)
         random.seed()  # a fresh process would not have the state of its parent
         import torch

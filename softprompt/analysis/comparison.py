@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from softprompt.analysis.choices import actual_choices, choice_log_probabilities, encode_choices
 from softprompt.answering.batch import greedy_answers, text_of
 from softprompt.base.loading import Base, require_known_ids
+from softprompt.base.vocabulary import embedding_weight
 from softprompt.config.commands import DEFAULT_INIT_TEXT, EvaluateConfig
 from softprompt.data.row import Row
 from softprompt.engine.model import SoftPromptModel
@@ -21,7 +22,7 @@ from softprompt.errors import UserError
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.encoder import bound_to, encoder_of
 from softprompt.prompt.file import PromptFile, load_prompt
-from softprompt.prompt.fit import check_same_base, require_room
+from softprompt.prompt.fit import check_same_base, context_limit, require_room
 from softprompt.system.process import is_out_of_memory
 from softprompt.tokens.encoding import EncodedRow, Encoder, encode_rows, encode_text
 from softprompt.tokens.row_hashes import hashes_of, share_among
@@ -202,7 +203,11 @@ def _text_side(text: str, alone: Encoder, base: Base) -> tuple[Side, str]:
             shown = ""
         if text.strip() in shown:
             return Side(TEXT_PROMPT, encoder), "as the system text"
-    prompt = SoftPromptEmbedding.from_text(text, base.tokenizer, base.model.get_input_embeddings())
+    embedding = base.model.get_input_embeddings()
+    prompt = SoftPromptEmbedding.from_text(text, base.tokenizer, embedding)
+    most = context_limit(base.model) or len(embedding_weight(embedding))
+    if (count := prompt.num_virtual_tokens) > most:
+        raise UserError(f"`text_prompt`: has {count:,} tokens, of which this base takes {most:,}; give a shorter one")
     return Side(TEXT_PROMPT, alone, prompt), f"as {prompt.num_virtual_tokens} tokens"
 
 
