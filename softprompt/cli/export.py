@@ -11,6 +11,7 @@ from softprompt.config.command_line import parse
 from softprompt.config.commands import ExportConfig
 from softprompt.config.options import flags_in
 from softprompt.errors import UserError
+from softprompt.system import sources
 from softprompt.system.files import atomic_folder, check_output_file, check_output_folder, write_atomic
 from softprompt.system.foreign import visible
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt export") -> 
 def check_output(config: ExportConfig) -> None:
     """Raise `UserError`, before anything is loaded, if the export cannot be written or would replace something."""
     name, where = config.to[0], Path(config.to[1])
+    if config.push_to_hub is not None and not sources.is_adapter_id(config.push_to_hub):
+        raise UserError(f"`push_to_hub` {config.push_to_hub}: is no hub id (OWNER/NAME)")
     if name == "npy":
         check_output_file(where, option="to", replace=config.overwrite)
         return
@@ -50,16 +53,24 @@ def check_output(config: ExportConfig) -> None:
 
 
 def to_peft(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
-    """Write an adapter folder."""
+    """Write an adapter folder, and upload it if it is asked for."""
+    from softprompt.exporting.hub import CARD, is_hub_base, model_card, push
     from softprompt.exporting.peft import adapter_files, write_files
 
     ((name, file),) = files.items()
+    base, pushed = config.model or file.facts.base, config.push_to_hub
+    if pushed is not None and not is_hub_base(base):
+        raise UserError(f"`push_to_hub` {pushed}: others cannot load the base {base}; name its hub id with `model`")
     content = adapter_files(file, prompt_file=name, model=config.model)
+    if pushed is not None:
+        content[CARD] = model_card(file, name=pushed, base=base)
     folder = Path(config.to[1])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as temporary:
         write_files(temporary, content)
     print(f"adapter of PEFT written to {folder}: PeftModel.from_pretrained(base, {str(folder)!r}) loads it")
+    if pushed is not None:
+        print(f"uploaded: {push(folder, pushed)}")
 
 
 def to_npy(config: ExportConfig, files: "dict[str, PromptFile]") -> None:

@@ -495,6 +495,7 @@ class ExportConfig(PromptBaseOptions):
         (),
         f"the format, one of {', '.join(EXPORTS)}, and the folder (the file with npy) to write (default: none)",
     )
+    push_to_hub: str | None = option(None, "also upload the folder of --to peft to this hub id, OWNER/NAME")
     overwrite: bool = option(False, "replace an earlier export there")
 
     def check(self) -> None:
@@ -508,6 +509,8 @@ class ExportConfig(PromptBaseOptions):
             raise UserError(f"`to` {name} {where}: name a {'.npy file' if name == 'npy' else 'folder'} to write")
         several = len(self.prompt_file) > 1 and name != "baked"
         require(not several, self, "prompt_file", "`to` baked takes several prompts, the other formats one")
+        pushed = self.push_to_hub
+        require(pushed is None or name == "peft", self, "push_to_hub", "needs `to` peft")
 
 
 @dataclass(kw_only=True)

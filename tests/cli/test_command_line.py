@@ -98,7 +98,7 @@ OPTIONS = {
     },
     "export": {
         "frozen base": "model allow-other-base",
-        "export": "prompt-file to overwrite",
+        "export": "prompt-file to push-to-hub overwrite",
     },
     "import": {
         "import": "adapter task model template system prompt-file overwrite",
@@ -447,6 +447,7 @@ WRONG = {
         ("--to", "--to", "peft", "x.npy"),
         ("--to", "--to", "peft", ""),
         ("--prompt-file", "--to", "peft", "x", "--prompt-file", "a.safetensors", "b.safetensors"),
+        ("--push-to-hub", "--to", "baked", "x", "--push-to-hub", "me/it"),
     ],
     "import": [
         ("--adapter",),
