@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from softprompt.prompt.file import PromptFile
 
 # a file by which an earlier export is known, without which no folder is replaced
-MARKS = {"peft": "adapter_config.json", "baked": "prompts.json", "vllm": "request-completions.json"}
+MARKS = {
+    "peft": "adapter_config.json",
+    "baked": "prompts.json",
+    "gguf": "prompts.json",
+    "vllm": "request-completions.json",
+}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt export") -> None:
@@ -109,6 +114,11 @@ def to_baked(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
         check(temporary, copy, expected, dtype)
     for line in describe_copy(copy, name, folder):
         print(visible(flags_in(line)))
+    if config.to[0] == "gguf":
+        target = shlex.quote(str(folder.with_suffix(".gguf")))
+        print("llama.cpp's own converter makes the GGUF file of the copy; in a clone of llama.cpp:")
+        print(f"  python convert_hf_to_gguf.py {shlex.quote(str(folder.resolve()))} --outfile {target} --outtype f32")
+        print(f"  llama-server -m {target} --jinja")
 
 
 def describe_copy(copy: "Copy", base_name: str, folder: Path) -> Iterator[str]:
@@ -183,4 +193,4 @@ def to_vllm(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
         print(flags_in("note: this base scales its embeddings, and vLLM may scale the prompt too; `to` baked is safe"))
 
 
-WRITERS = {"peft": to_peft, "baked": to_baked, "vllm": to_vllm, "npy": to_npy}
+WRITERS = {"peft": to_peft, "baked": to_baked, "gguf": to_baked, "vllm": to_vllm, "npy": to_npy}
