@@ -51,10 +51,17 @@ def check_output(config: ExportConfig) -> None:
         return
     check_output_folder(where, option="to")
     if where.is_dir() and any(where.iterdir()):
-        if not (where / MARKS[name]).exists():
+        if not _is_export(where, name):
             raise UserError(f"`to` {name} {where}: the folder holds other files; name another")
         if not config.overwrite:
             raise UserError(f"`to` {name} {where}: already there; name another, or replace it with `overwrite`")
+
+
+def _is_export(folder: Path, name: str) -> bool:
+    """Whether a folder holds an export and nothing else; a folder of a training run may hold an adapter as well."""
+    names = {path.name for path in folder.iterdir()}
+    alone = name != "peft" or names <= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    return MARKS[name] in names and alone and not any(path.is_dir() for path in folder.iterdir())
 
 
 def to_peft(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
