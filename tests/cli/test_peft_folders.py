@@ -62,6 +62,9 @@ def test_an_export_comes_back_whole(model_folder, command):
     assert command("import", "adapter", "--prompt-file", "q.safetensors").status == 0
     with open("p.safetensors", "rb") as one, open("q.safetensors", "rb") as other:
         assert one.read() == other.read()
+    again = ("import", "adapter", "--prompt-file", "r.safetensors")
+    assert_one_line(command(*again, "--template", "plain"), "--template", "leave")
+    assert_one_line(command(*again, "--task", 0), "--task", "holds one prompt")
     answers = [
         command("generate", "--prompt-file", each, "--no-do-sample", "what?").out
         for each in ("p.safetensors", "adapter")
