@@ -11,6 +11,7 @@ from softprompt.config.command_line import parse
 from softprompt.config.commands import ExportConfig
 from softprompt.config.options import flags_in
 from softprompt.errors import UserError
+from softprompt.system import sources
 from softprompt.system.files import atomic_folder, check_output_file, check_output_folder, write_atomic
 from softprompt.system.foreign import visible
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from softprompt.prompt.file import PromptFile
 
 # a file by which an earlier export is known, without which no folder is replaced
-MARKS = {"peft": "adapter_config.json", "baked": "prompts.json", "vllm": "request-completions.json"}
+MARKS = {
+    "peft": "adapter_config.json",
+    "baked": "prompts.json",
+    "gguf": "prompts.json",
+    "vllm": "request-completions.json",
+}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "softprompt export") -> None:
@@ -38,28 +44,45 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt export") -> 
 def check_output(config: ExportConfig) -> None:
     """Raise `UserError`, before anything is loaded, if the export cannot be written or would replace something."""
     name, where = config.to[0], Path(config.to[1])
+    if config.push_to_hub is not None and not sources.is_adapter_id(config.push_to_hub):
+        raise UserError(f"`push_to_hub` {config.push_to_hub}: is no hub id (OWNER/NAME)")
     if name == "npy":
         check_output_file(where, option="to", replace=config.overwrite)
         return
     check_output_folder(where, option="to")
     if where.is_dir() and any(where.iterdir()):
-        if not (where / MARKS[name]).exists():
+        if not _is_export(where, name):
             raise UserError(f"`to` {name} {where}: the folder holds other files; name another")
         if not config.overwrite:
             raise UserError(f"`to` {name} {where}: already there; name another, or replace it with `overwrite`")
 
 
+def _is_export(folder: Path, name: str) -> bool:
+    """Whether a folder holds an export and nothing else; a folder of a training run may hold an adapter as well."""
+    names = {path.name for path in folder.iterdir()}
+    alone = name != "peft" or names <= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    return MARKS[name] in names and alone and not any(path.is_dir() for path in folder.iterdir())
+
+
 def to_peft(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
-    """Write an adapter folder."""
+    """Write an adapter folder, and upload it if it is asked for."""
+    from softprompt.exporting.hub import CARD, is_hub_base, model_card, push
     from softprompt.exporting.peft import adapter_files, write_files
 
     ((name, file),) = files.items()
+    base, pushed = config.model or file.facts.base, config.push_to_hub
+    if pushed is not None and not is_hub_base(base):
+        raise UserError(f"`push_to_hub` {pushed}: others cannot load the base {base}; name its hub id with `model`")
     content = adapter_files(file, prompt_file=name, model=config.model)
+    if pushed is not None:
+        content[CARD] = model_card(file, name=pushed, base=base)
     folder = Path(config.to[1])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as temporary:
         write_files(temporary, content)
     print(f"adapter of PEFT written to {folder}: PeftModel.from_pretrained(base, {str(folder)!r}) loads it")
+    if pushed is not None:
+        print(f"uploaded: {push(folder, pushed)}")
 
 
 def to_npy(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
@@ -98,6 +121,11 @@ def to_baked(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
         check(temporary, copy, expected, dtype)
     for line in describe_copy(copy, name, folder):
         print(visible(flags_in(line)))
+    if config.to[0] == "gguf":
+        target = shlex.quote(str(folder.with_suffix(".gguf")))
+        print("llama.cpp's own converter makes the GGUF file of the copy; in a clone of llama.cpp:")
+        print(f"  python convert_hf_to_gguf.py {shlex.quote(str(folder.resolve()))} --outfile {target} --outtype f32")
+        print(f"  llama-server -m {target} --jinja")
 
 
 def describe_copy(copy: "Copy", base_name: str, folder: Path) -> Iterator[str]:
@@ -172,4 +200,4 @@ def to_vllm(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
         print(flags_in("note: this base scales its embeddings, and vLLM may scale the prompt too; `to` baked is safe"))
 
 
-WRITERS = {"peft": to_peft, "baked": to_baked, "vllm": to_vllm, "npy": to_npy}
+WRITERS = {"peft": to_peft, "baked": to_baked, "gguf": to_baked, "vllm": to_vllm, "npy": to_npy}

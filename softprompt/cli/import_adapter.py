@@ -8,6 +8,7 @@ from softprompt.cli.program import settle, typed
 from softprompt.config.command_line import parse
 from softprompt.config.commands import ImportConfig
 from softprompt.config.options import flags_in
+from softprompt.errors import UserError
 from softprompt.system.files import check_output_file, write_atomic
 from softprompt.system.foreign import visible
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt import") -> 
     settle()
     name = str(config.adapter)
     file = load_prompt(name, task=config.task)
+    if not file.adapter and (config.template != "auto" or config.system):
+        raise UserError(f"`template`: {name} says under which it was trained; leave `template` and `system` out")
     base = load_prompt_base(
         file.facts, prompt_file=name, model=config.model, device=torch.device("cpu"), precision="auto"
     )
@@ -37,6 +40,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt import") -> 
         print(visible(flags_in(f"note: {note}")), file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, prompt_bytes(SoftPromptEmbedding.from_tensor(file.weight), file.metadata))
-    print(f"prompt written to {path}, as one of the base {base.name} under the template {file.facts.template}:")
-    print("an adapter says neither on which weights nor under which template it was trained")
+    print(f"prompt written to {path}, for the base {base.name} and the template {file.facts.template or 'tutorial'}")
+    if file.adapter:
+        print("an adapter says neither on which weights nor under which template it was trained")
     print(f"try it: {typed('generate')} --prompt-file {path}")

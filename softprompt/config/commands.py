@@ -19,7 +19,7 @@ OPTIMS = ("soap", "adamw")
 INITS = ("text", "means", "answers", "vocab", "random")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PLACEMENTS = ("front", "system")
-EXPORTS = ("peft", "baked", "vllm", "npy")
+EXPORTS = ("peft", "baked", "gguf", "vllm", "npy")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 DEFAULT_MAX_LENGTH = 128  # tokens of one question and its answer together, as in the tutorial
 # Tokens of an answer to a row of a file. They do not count the question, or one long question would refuse the file.
@@ -559,11 +559,14 @@ class ExportConfig(PromptBaseOptions):
 
     heading: ClassVar[str] = "export"
 
-    prompt_file: tuple[str, ...] = option((DEFAULT_PROMPT_FILE,), "the trained prompt; several with --to baked")
+    prompt_file: tuple[str, ...] = option(
+        (DEFAULT_PROMPT_FILE,), "the trained prompt; several with --to baked and gguf"
+    )
     to: tuple[str, str] = option(
         (),
         f"the format, one of {', '.join(EXPORTS)}, and the folder (the file with npy) to write (default: none)",
     )
+    push_to_hub: str | None = option(None, "also upload the folder of --to peft to this hub id, OWNER/NAME")
     overwrite: bool = option(False, "replace an earlier export there")
 
     def check(self) -> None:
@@ -575,8 +578,10 @@ class ExportConfig(PromptBaseOptions):
         self.to = (name, os.path.expanduser(where))
         if not Path(where).name or (name == "npy") != where.endswith(".npy"):
             raise UserError(f"`to` {name} {where}: name a {'.npy file' if name == 'npy' else 'folder'} to write")
-        several = len(self.prompt_file) > 1 and name != "baked"
-        require(not several, self, "prompt_file", "`to` baked takes several prompts, the other formats one")
+        several = len(self.prompt_file) > 1 and name not in ("baked", "gguf")
+        require(not several, self, "prompt_file", "`to` baked and gguf take several prompts, the other formats one")
+        pushed = self.push_to_hub
+        require(pushed is None or name == "peft", self, "push_to_hub", "needs `to` peft")
 
 
 @dataclass(kw_only=True)

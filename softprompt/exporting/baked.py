@@ -223,8 +223,9 @@ def _head_changes(base: Base, stored: dict[str, Stored], change: Change, prompts
 def _copy_others(folder: Path, out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Copy what is neither weights nor written anew."""
     for file in sorted(folder.iterdir()):
-        is_index = file.name.endswith(".index.json")
-        if file.is_file() and (file.suffix in COPIED or file.name.startswith("LICENSE")) and not is_index:
+        # an adapter beside the base would be loaded with the copy, and was not with the base
+        other = file.name.endswith(".index.json") or file.name == "adapter_config.json"
+        if file.is_file() and (file.suffix in COPIED or file.name.startswith("LICENSE")) and not other:
             link_or_copy(file, out / file.name) if file.suffix == "" else shutil.copyfile(file, out / file.name)
     if not (folder / "tokenizer.json").exists():
         tokenizer.save_pretrained(out)

@@ -106,6 +106,8 @@ def load_prompt(path: str | os.PathLike, *, task: int | None = None) -> PromptFi
         if sources.is_adapter_id(name):
             return _from_folder(sources.adapter_snapshot(name), name, task)
         raise UserError(f"{name}: no such prompt file; `softprompt train` writes one")
+    if task is not None:
+        raise UserError(f"`task` {task}: {name} holds one prompt; leave it out")
     if name.lower().endswith(".npy"):
         return _from_adapter(read_array(Path(name), name), name)
     with open(name, "rb") as file:
@@ -117,7 +119,7 @@ def _from_folder(folder: Path, name: str, task: int | None) -> PromptFile:
     file = weight_file(folder, name)
     if is_prompt_file(file):
         read_config(folder, name)
-        return load_prompt(file)
+        return load_prompt(file, task=task)
     return _from_adapter(read_adapter(folder, name, task=task), name)
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import numpy
 import pytest
 from helpers.commands import assert_one_line, run_command, snapshot
 from helpers.prompts import save_for
@@ -31,6 +32,8 @@ INPUTS = {
     "chat": ("prompt_file", "model"),
     "evaluate": ("prompt_file", "model", "data"),
     "inspect": ("prompt_file", "model", "run_dir"),
+    "export": ("prompt_file", "model"),
+    "import": ("adapter", "model"),
 }
 OUTPUTS = {
     "train": ("prompt_file", "run_dir"),
@@ -38,16 +41,19 @@ OUTPUTS = {
     "generate": ("output_file",),
     "evaluate": ("output_file",),
     "inspect": ("plot",),
+    "export": ("to",),
+    "import": ("prompt_file",),
 }
 # outputs that are written where a path of this kind is
 FINE = {("folder", "run_dir"), ("folder", "sweep_dir"), ("dangling", "prompt_file"), ("dangling", "output_file")}
-FINE |= {("dangling", "plot")}
+FINE |= {("dangling", "plot"), ("folder", "to")}
 
 
 @pytest.fixture
 def work(tmp_path, monkeypatch, rows_file, model_folder):
     monkeypatch.chdir(tmp_path)
     save_for(model_folder, "prompt.safetensors")
+    numpy.save("p.npy", numpy.ones((2, 32), "f4"))
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115
     signal.alarm(SECONDS)  # a command that waits for somebody to write into a pipe ends the test run
     yield tmp_path
@@ -66,8 +72,14 @@ def run(capfd, work, model_folder):
             options |= {"instruction": "x"}
         if command == "evaluate":
             options |= {"data": "rows.jsonl", "eval_generate": 0}
+        if command == "export":
+            options |= {"to": "new"}
+        if command == "import":
+            options |= {"adapter": "p.npy", "prompt_file": "new.safetensors"}
         options[option] = value + ".png" if option == "plot" and len(value) > 1 else value
         argv = [word for name, each in options.items() for word in (f"--{name.replace('_', '-')}", each)]
+        if command == "export":  # which takes the format as well
+            argv.insert(argv.index("--to") + 1, "vllm")
         return run_command(capfd, command, *argv)
 
     return call

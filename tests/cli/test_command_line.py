@@ -103,7 +103,7 @@ OPTIONS = {
     },
     "export": {
         "frozen base": "model allow-other-base",
-        "export": "prompt-file to overwrite",
+        "export": "prompt-file to push-to-hub overwrite",
     },
     "import": {
         "import": "adapter task model template system prompt-file overwrite",
@@ -452,6 +452,7 @@ WRONG = {
         ("--to", "--to", "peft", "x.npy"),
         ("--to", "--to", "peft", ""),
         ("--prompt-file", "--to", "peft", "x", "--prompt-file", "a.safetensors", "b.safetensors"),
+        ("--push-to-hub", "--to", "baked", "x", "--push-to-hub", "me/it"),
     ],
     "import": [
         ("--adapter",),

@@ -62,6 +62,9 @@ def test_an_export_comes_back_whole(model_folder, command):
     assert command("import", "adapter", "--prompt-file", "q.safetensors").status == 0
     with open("p.safetensors", "rb") as one, open("q.safetensors", "rb") as other:
         assert one.read() == other.read()
+    again = ("import", "adapter", "--prompt-file", "r.safetensors")
+    assert_one_line(command(*again, "--template", "plain"), "--template", "leave")
+    assert_one_line(command(*again, "--task", 0), "--task", "holds one prompt")
     answers = [
         command("generate", "--prompt-file", each, "--no-do-sample", "what?").out
         for each in ("p.safetensors", "adapter")
@@ -158,10 +161,14 @@ def test_what_is_there_stays(model_folder, command, work):
     assert command("export", "p.safetensors", "--to", "peft", "adapter").status == 0
     (work / "others").mkdir()
     (work / "others" / "a file").write_text("mine")
+    run = command("export", "p.safetensors", "--to", "peft", "run")  # an adapter in a folder that holds more
+    assert run.status == 0
+    (work / "run" / "checkpoint-9").mkdir()
     before = snapshot(work)
     export = ("export", "p.safetensors", "--to", "peft")
     assert_one_line(command(*export, "adapter"), "already there", "--overwrite")
     assert_one_line(command(*export, "others", "--overwrite"), "holds other files")
+    assert_one_line(command(*export, "run", "--overwrite"), "holds other files")
     assert_one_line(command(*export, "p.safetensors"), "--to", "is a file")
     assert_one_line(command("export", "gone.safetensors", "--to", "peft", "new"), "no such prompt file")
     assert_one_line(command("export", "inside.safetensors", "--to", "peft", "new"), "system turn", "--placement")

@@ -153,7 +153,7 @@ def test_configs_that_are_refused(changes, message, adapter):
         ({"prompt_embeddings": torch.full((P, HIDDEN_SIZE), float("nan"))}, "NaN"),
         ({"prompt_embeddings": torch.full((P, HIDDEN_SIZE), 1e30)}, "no base can compute"),
     ],
-    ids=str,
+    ids=["other name", "more", "flat", "empty", "nan", "large"],
 )
 def test_tensors_that_are_refused(tensors, message, adapter):
     save_file(tensors, adapter / "adapter_model.safetensors")
@@ -180,7 +180,11 @@ class Evil:
         return (print, ("a stranger's code ran",))
 
 
-@pytest.mark.parametrize("content", [Evil(), {"prompt_embeddings": Evil()}, {"prompt_embeddings": 3}, [1]], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [Evil(), {"prompt_embeddings": Evil()}, {"prompt_embeddings": 3}, [1]],
+    ids=["whole", "inside", "number", "list"],
+)
 def test_pickles_run_no_code(content, adapter, capsys):
     (adapter / "adapter_model.safetensors").unlink()
     torch.save(content, adapter / "adapter_model.bin")
