@@ -133,7 +133,7 @@ def prompt_metadata(
     return PromptMetadata(
         **base.metadata,  # type: ignore[arg-type]  # its keys are those whose values are text
         init="file" if from_file else config.init,
-        init_text="" if from_file or of_teacher or config.init not in ("text", "means") else config.init_text,
+        init_text="" if from_file or of_teacher or config.init != "text" else config.init_text,
         init_ids=frequent_labels(rows.train_rows, num_virtual_tokens) if of_answers else [],
         **metadata_of(rows.encoder),
         data=data,
