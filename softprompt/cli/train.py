@@ -59,6 +59,8 @@ def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | No
     say(model.trainable_parameters_line(), flags=False)
     say(describe_passes(trainer))
     say(describe_steps(trainer))
+    if objective is not None:
+        say(f"losses are KL per answer token to the base with {config.distill_text} in front; its tokens are right")
     note_run(trainer)
     initial = trainer.weight.detach().clone()
     result = trainer.run()
