@@ -75,11 +75,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
         outcomes = run_sides(sides, eval_set, base, config, advance=bar.update)
     figures = [figures_of(outcome, eval_set, config) for outcome in outcomes]
     table = describe_figures(outcomes, figures, eval_set, config, width=screen_width())
+    show(table, config, to_json(outcomes, figures, eval_set, base, config) if config.output_file is not None else {})
+
+
+def show(table: str, config: EvaluateConfig, content: dict[str, object]) -> None:
+    """Print the table, and write `content` if an output file is named."""
     if config.output_file is None:
         print(table)
         return
     try:
-        write_output(Path(config.output_file), to_json(outcomes, figures, eval_set, base, config))
+        write_output(Path(config.output_file), content)
     finally:  # a full disk does not lose the table, and a closed stdout does not lose the file
         print(table, flush=True)
     print(f"figures and rows written to {config.output_file}")

@@ -76,7 +76,7 @@ def test_a_run_keeps_the_answers_and_tells_what_the_prompt_is_worth(distil, rule
 
 def test_evaluate_gives_the_figures_of_the_run_again(distil, rules, capfd):
     told = distil().out
-    wanted = told[told.index("KL per answer token") :].splitlines()
+    wanted = told[told.index("KL per answer token to the base with the text, on") :].splitlines()
     again = run_command(
         capfd, "evaluate", "prompt.safetensors", "--distill-text", "rules.txt", "--max-new-tokens", 9,
         "--output-file", "worth.json",
