@@ -1,6 +1,7 @@
 """How much of a text's effect a few virtual tokens keep: `train --distill-text` on SmolLM2-135M-Instruct.
 
 usage: python benchmarks/quality/distill.py --model FOLDER [--work DIR] [--out FILE] [--steps N] [--only NAME ...]
+       [--plot FILE]
 
 Every job appends one line to the results file, and a job that is there is not run again; a job that was cut short goes
 on from its last checkpoint. Jobs with `+` in their name vary one thing. The sides beside the distilled prompt: the
@@ -33,8 +34,9 @@ from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import total_score
 from softprompt.engine.teacher import divergence_scores
 from softprompt.optim.schedule import rows_of_step
-from softprompt.packs.batches import plan_batches
+from softprompt.packs.batches import pack_rows, plan_batches
 from softprompt.prompt.embedding import SoftPromptEmbedding
+from softprompt.prompt.file import save_prompt
 from softprompt.training.objective import Objective
 from softprompt.training.report import Report
 from softprompt.training.run import note_run, prepare_run
@@ -120,12 +122,23 @@ def sides(work: Work, name: str, job: str) -> dict:
     return record
 
 
+def means_file(work: Work, name: str) -> Path:
+    """A prompt file with the means over 16 equal stretches of the text's embeddings."""
+    _, base, _, _, text = work.load(name, f"{name}+means")
+    with torch.no_grad():
+        embeds = base.model.get_input_embeddings()(torch.tensor(text.ids)).float()
+    means = torch.stack([stretch.mean(0) for stretch in embeds.tensor_split(16)])
+    path = work.folder / f"{name}-means.safetensors"
+    save_prompt(path, SoftPromptEmbedding.from_tensor(means), base.metadata)
+    return path
+
+
 def distil(work: Work, name: str, job: str, *, init: str = "", ce: bool = False, **changes: object) -> dict:
     """Train, and judge on the test questions; with `ce`, by cross-entropy on the teacher's answers."""
-    if init:
-        inputs.INIT = init
+    if init == "means":
+        changes |= {"init_from": str(means_file(work, name))}
     if init == "default":
-        inputs.INIT, changes = "text", changes | {"init_text": "You are a helpful assistant who follows the rules."}
+        changes |= {"init_text": "You are a helpful assistant who follows the rules."}
     config, base, rows, objective, text = work.load(name, job, **changes)
     by = Objective(config, pad_token_id=base.pad_token_id) if ce else objective
     by.text_ids = text.ids
@@ -145,6 +158,24 @@ def distil(work: Work, name: str, job: str, *, init: str = "", ce: bool = False,
     record |= {"curve": trainer.selection.curve, "seconds": round(seconds, 1), "init": config.init}
     record |= {"states_bytes": objective.teacher.bytes_of_all, "teacher_passes": objective.teacher.passes_run}
     return record
+
+
+def positions(work: Work, name: str, job: str) -> dict:
+    """How many positions the base computes in the steps of a run: ours, and as two padded passes over every row.
+
+    A student's position counts twice, since the gradient goes back through it; a teacher's counts once.
+    """
+    config, _, rows, objective, _ = work.load(name, job)
+    teacher, front = objective.teacher, len(rows.encoder.before_ids) + len(rows.encoder.after_ids)
+    behind_text, behind_prompt = len(teacher.front), front + config.virtual_tokens
+    ours = teacher.positions_of_all
+    padded = 0
+    for step in range(config.max_steps):
+        members = [rows.train_rows[place] for place in rows_of_step(step, len(rows.train_rows), 8, config.seed)]
+        ours += 2 * len(pack_rows(members, front_length=behind_prompt).position_ids)
+        longest = max(len(row.input_ids) for row in members)
+        padded += len(members) * (behind_text + longest + 2 * (behind_prompt + longest))
+    return {"ours": ours, "padded": padded, "ratio": padded / ours}
 
 
 def lora(work: Work, name: str, job: str) -> dict:
@@ -191,6 +222,7 @@ def jobs() -> dict:
     """Every job by its name, the most important ones first."""
     found = {f"{name}+P16": (distil, name, {}) for name in NAMES}
     found |= {f"{name}+sides": (sides, name, {}) for name in NAMES}
+    found |= {f"{name}+positions": (positions, name, {}) for name in NAMES}
     for init in ("means", "text", "default"):
         found[f"numbered+start-{init}"] = (distil, "numbered", {"init": init, "max_steps": 20})
     found |= {f"numbered+P{count}": (distil, "numbered", {"virtual_tokens": count}) for count in (4, 64, 1)}
@@ -200,6 +232,24 @@ def jobs() -> dict:
     return found
 
 
+def plot(out: Path, picture: str) -> None:
+    """Draw the validation KL of every finished run over its steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), dpi=110)
+    for line in out.read_text().splitlines():
+        record = json.loads(line)
+        if record["job"].endswith("+P16"):
+            axes.plot(*zip(*record["curve"], strict=True), marker="o", label=f"{record['task']}, 16 virtual tokens")
+    axes.set(yscale="log", xlabel="steps of 8 questions", ylabel="KL per answer token, validation questions")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(picture)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -207,8 +257,12 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/distill.jsonl")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--plot", help="draw the results to this PNG file, and run nothing")
     options = parser.parse_args()
     out = Path(options.out)
+    if options.plot:
+        plot(out, options.plot)
+        return
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     work = Work(options)
     for job, (function, name, settings) in jobs().items():
@@ -216,7 +270,7 @@ def main() -> None:
         if job in done or (options.only and job not in options.only):
             continue
         print(time.strftime("%H:%M:%S"), job, flush=True)
-        record = {"job": job, "text": name, "steps": options.steps} | settings | function(work, name, job, **settings)
+        record = {"job": job, "task": name, "steps": options.steps} | settings | function(work, name, job, **settings)
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("a") as file:
             file.write(json.dumps(record) + "\n")

@@ -137,3 +137,10 @@ class TerminalJobReport(JobReport):
 
     def end(self) -> None:
         self.bar.close()
+
+
+class TerminalTeacherReport(TerminalJobReport):
+    """Shows a bar while a teacher answers; lines go to stdout like all others of a run."""
+
+    def say(self, message: str) -> None:
+        say(visible(message), flags=False)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt train") -> N
 
 def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | None") -> None:
     """Train in a run folder that no other process uses; `replaces` is the file that the prompt may replace."""
-    from softprompt.cli.terminal import TerminalJobReport, say
+    from softprompt.cli.terminal import TerminalTeacherReport, say
     from softprompt.cli.text import (
         describe_base,
         describe_passes,
@@ -48,9 +48,10 @@ def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | No
     from softprompt.distillation.inputs import load_all_inputs
     from softprompt.training.run import note_run, prepare_run
 
-    config, base, rows, objective = load_all_inputs(config, report=TerminalJobReport())
+    config, base, rows, objective = load_all_inputs(config, report=TerminalTeacherReport())
     say(describe_base(base), flags=False)
-    say(describe_rows(rows, config.data), flags=False)
+    data = "of the teacher's own questions" if config.distill_questions else config.data
+    say(describe_rows(rows, data), flags=False)
     trainer = prepare_run(config, base, rows, report, objective)
     trainer.replaces = replaces
     model = trainer.model
@@ -58,6 +59,8 @@ def _train(config: TrainConfig, report: "TerminalReport", replaces: "FileId | No
     say(model.trainable_parameters_line(), flags=False)
     say(describe_passes(trainer))
     say(describe_steps(trainer))
+    if objective is not None:
+        say(f"losses are KL per answer token to the base with {config.distill_text} in front; its tokens are right")
     note_run(trainer)
     initial = trainer.weight.detach().clone()
     result = trainer.run()

@@ -29,7 +29,7 @@ from softprompt.training.run import HOW_TO_READ
 
 TEACHER_NAME = "teacher.jsonl"
 SPLITS = {"train": "train_rows", "held_out": "eval_rows", "test": "test_rows"}  # in the order of `Splits`
-TEMPERATURE = 0.7  # of the sampling; top_k and top_p are those of `generate`
+TEMPERATURE = 0.7  # of the sampling, as in `generate`; so are top_k and top_p
 Asked = list[tuple[str, Row]]  # split and row
 
 

@@ -9,11 +9,12 @@ from typing import Any
 from softprompt.answering.job import JobReport
 from softprompt.base.device import resolve_device
 from softprompt.base.loading import Base, load_base
-from softprompt.config.commands import DEFAULT_INIT_TEXT, TrainConfig
+from softprompt.config.commands import TrainConfig
 from softprompt.data.reading import Data
 from softprompt.data.row import RowKinds
 from softprompt.data.splits import Splits, load_splits
 from softprompt.distillation.answers import answer_splits, seen_by_teacher
+from softprompt.distillation.questions import QUESTIONS_NAME, teachers_questions
 from softprompt.distillation.text import Text, place_text, read_text, require_room_for_text, teacher_model
 from softprompt.engine.teacher import Teacher
 from softprompt.errors import UserError
@@ -25,7 +26,8 @@ from softprompt.training.run import DATA, HOW_TO_READ, date_of_run, load_inputs
 from softprompt.training.run_folder import open_run_folder
 
 DEFAULT_VIRTUAL_TOKENS = 16
-INIT = "text"  # the start of a prompt that is to stand for a text
+SHOWN = 3  # questions and answers of the teacher that are told
+QUESTIONS_HELD_OUT = 0.2  # the share of the teacher's own questions that is held out
 
 Inputs = tuple[TrainConfig, Base, EncodedSplits, Objective | None]
 
@@ -50,22 +52,48 @@ def load_all_inputs(
         return config, *load_inputs(config, in_memory), None
     written = read_text(name)
     device = resolve_device(config.device)
-    named: dict[str, Any] = {name: getattr(config, name) for name in DATA} | dict(in_memory or {})
-    how: dict[str, Any] = {name: getattr(config, name) for name in HOW_TO_READ}
-    splits = load_splits(**named, **how, asks=not config.distill_from_data)
+    splits = Splits([], []) if config.distill_questions else _splits(config, in_memory)
     base = load_base(config.model, device=device, precision=config.precision)
     config, encoder = _encoder(config, base, splits.kinds)
     text = place_text(name, written, encoder, base)
-    model = teacher_model(text, encoder, base)
     if not config.distill_from_data:
-        if not config.resume:
-            open_run_folder(config)  # clears what an earlier run left there, whose answers these replace
-        splits = answer_splits(splits, model, encoder, base, config, text, report or JobReport())
+        splits = _answered(config, splits, encoder, base, text, report or JobReport())
     rows = encode_splits(splits, encoder, max_length=config.max_length, most_kept=sys.maxsize)
     teacher = make_teacher(rows, splits, config, base, text)
     facts = text.facts | {"temperature": config.distill_temperature, "ce": config.distill_ce}
     objective = Divergence(config, teacher, facts, text.ids, pad_token_id=base.pad_token_id)
     return config, base, rows, objective
+
+
+def _splits(config: TrainConfig, in_memory: Mapping[str, Data] | None) -> Splits:
+    """The rows of the run; of those that the teacher is to answer, only the questions."""
+    named: dict[str, Any] = {name: getattr(config, name) for name in DATA} | dict(in_memory or {})
+    how: dict[str, Any] = {name: getattr(config, name) for name in HOW_TO_READ}
+    return load_splits(**named, **how, asks=not config.distill_from_data)
+
+
+def _answered(
+    config: TrainConfig, splits: Splits, encoder: Encoder, base: Base, text: Text, report: JobReport
+) -> Splits:
+    """The splits with the teacher's answers, to its own questions if it is to write them."""
+    model = teacher_model(text, encoder, base)
+    if not config.resume:
+        open_run_folder(config)  # clears what an earlier run left there, whose answers these replace
+    if config.distill_questions:
+        path, count = config.run_folder / QUESTIONS_NAME, config.distill_questions
+        written = teachers_questions(
+            path, count, model, encoder, base, text, report, seed=config.seed, resume=config.resume
+        )
+        if len(written) < count:
+            report.say(f"note: the teacher wrote {len(written)} different questions, of {count} wanted")
+        for each in written[:SHOWN]:
+            report.say(f"its question ({each['kind']}): {each['instruction']}")
+        share = QUESTIONS_HELD_OUT if config.eval_fraction is None else config.eval_fraction
+        splits = load_splits(written, eval_fraction=share, seed=config.seed, asks=True)
+    splits = answer_splits(splits, model, encoder, base, config, text, report)
+    for row in splits.train_rows[:SHOWN]:
+        report.say(f"its answer to {str(row.messages[-1]['content'])!r}: {row.output!r}")
+    return splits
 
 
 def _encoder(config: TrainConfig, base: Base, kinds: RowKinds) -> tuple[TrainConfig, Encoder]:
@@ -85,13 +113,11 @@ def _encoder(config: TrainConfig, base: Base, kinds: RowKinds) -> tuple[TrainCon
         if not str(error).startswith("`placement`"):
             raise
         encoder = make()
-    is_default = config.init == "text" and config.init_text == DEFAULT_INIT_TEXT
     decided = dataclasses.replace(
         config,
         placement=encoder.placement,
         last_turn_only=True,
         virtual_tokens=config.virtual_tokens or (None if config.init_from else DEFAULT_VIRTUAL_TOKENS),
-        init=INIT if is_default else config.init,
     )
     return decided, encoder
 

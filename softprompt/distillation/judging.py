@@ -1,6 +1,9 @@
 """Finished prompt files beside a text: what each of them is worth on the same questions."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
 
 from softprompt.base.loading import Base
 from softprompt.config.commands import EvaluateConfig
@@ -10,6 +13,7 @@ from softprompt.distillation.answers import answered_now
 from softprompt.distillation.report import Worth, judge
 from softprompt.distillation.text import Text, place_text, read_text, require_room_for_text, teacher_model
 from softprompt.errors import UserError
+from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.encoder import encoder_of
 from softprompt.prompt.file import PromptFile
 from softprompt.prompt.fit import check_same_base
@@ -43,7 +47,11 @@ def judge_files(
         if not split.rows:
             raise UserError(f"`data`: no row has an answer within `max_length` {config.max_length}")
         require_room_for_text(base, len(teacher.front), splits.longest, text)
-        known = not why_no_start(file.facts) and not remark
+        initial: Tensor | None = None
+        if _source(file).get("sha256") == text.sha256 and file.facts.init == "text" and not file.facts.init_text:
+            initial = SoftPromptEmbedding.from_ids(text.ids, base.model.get_input_embeddings(), len(file.weight)).weight
+        elif not why_no_start(file.facts) and not remark:
+            initial = start_of(file.facts, base, len(file.weight))
         worth = judge(
             base,
             encoder,
@@ -51,7 +59,7 @@ def judge_files(
             split,
             file.weight,
             name="scored",
-            initial=start_of(file.facts, base, len(file.weight)) if known else None,
+            initial=initial,
             new_tokens=config.max_new_tokens,
         )
         yield name, worth, [*filter(None, [remark and f"{name}: {remark}", _note_on(name, file, text)])]
@@ -59,7 +67,13 @@ def judge_files(
 
 def _note_on(name: str, file: PromptFile, text: Text) -> str:
     """Say if the prompt was not distilled from this text."""
-    source = file.facts.training.get("distilled_from")
-    if not isinstance(source, dict):
+    source = _source(file)
+    if not source:
         return f"{name}: was not distilled from a text"
     return "" if source.get("sha256") == text.sha256 else f"{name}: was distilled from another text than this one"
+
+
+def _source(file: PromptFile) -> dict[str, Any]:
+    """What a prompt file says of the text that it was distilled from; empty if it says nothing."""
+    source = file.facts.training.get("distilled_from")
+    return source if isinstance(source, dict) else {}

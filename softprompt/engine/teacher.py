@@ -71,6 +71,12 @@ class Teacher:
         tokens = sum(row.num_supervised for members in self._passes for row in members)
         return tokens * self._width * self.base_model.dtype.itemsize
 
+    @property
+    def positions_of_all(self) -> int:
+        """How many positions the passes of all rows have, the front in each."""
+        packs = (pack_rows(members, front_length=len(self.front)) for members in self._passes)
+        return sum(len(pack.position_ids) for pack in packs)
+
     def states(self, row: EncodedRow) -> Tensor:
         """The teacher's final hidden states at the labels of a row, `[N, H]` in the base's dtype on the CPU."""
         number, place = self._place[id(row)]

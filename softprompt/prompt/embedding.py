@@ -4,7 +4,6 @@ Reading and writing files is left to `prompt/file.py`.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Self
 
 import torch
@@ -77,19 +76,6 @@ class SoftPromptEmbedding(nn.Module):
         count = _at_least_one(num_virtual_tokens)
         repeated = (list(ids) * -(-count // len(ids)))[:count]  # repeated ceil(count / len(ids)) times
         return cls(_embed(torch.tensor(repeated), token_embedding))
-
-    @classmethod
-    def from_means(cls, ids: Sequence[int], token_embedding: nn.Module, num_virtual_tokens: int) -> Self:
-        """Start from the means over equal stretches of the embeddings of `ids`, of which there is at least one.
-
-        A stretch has at least one id, so that fewer ids than virtual tokens are repeated in place.
-
-        Raises:
-            UserError: `num_virtual_tokens` is below 1.
-        """
-        count, rows = _at_least_one(num_virtual_tokens), _embed(torch.tensor(ids), token_embedding).float()
-        starts = [place * len(ids) // count for place in range(count + 1)]
-        return cls(torch.stack([rows[a : max(b, a + 1)].mean(0) for a, b in pairwise(starts)]))
 
     @classmethod
     def from_vocab(

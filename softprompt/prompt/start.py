@@ -36,13 +36,8 @@ def initial_prompt(
     embedding = base.model.get_input_embeddings()
     if config.init_from is not None:
         return _from_file(config.init_from, config, base)
-    given = list(text_ids) if config.init_text == DEFAULT_INIT_TEXT else []
-    if config.init == "means" or (config.init == "text" and given):
-        ids = given or start_ids(config.init_text, base.tokenizer)
-        if not ids:
-            raise UserError(f"`init_text` {config.init_text!r} gives no token; write some text or use `init` vocab")
-        begin = SoftPromptEmbedding.from_means if config.init == "means" else SoftPromptEmbedding.from_ids
-        return begin(ids, embedding, config.virtual_tokens or len(ids))
+    if config.init == "text" and text_ids and config.init_text == DEFAULT_INIT_TEXT:
+        return SoftPromptEmbedding.from_ids(text_ids, embedding, config.virtual_tokens or len(text_ids))
     if config.init == "text":
         return SoftPromptEmbedding.from_text(config.init_text, base.tokenizer, embedding, config.virtual_tokens)
     count = config.virtual_tokens or len(start_ids(config.init_text, base.tokenizer))
@@ -75,7 +70,7 @@ def _from_file(name: str, config: TrainConfig, base: Base) -> SoftPromptEmbeddin
 
 def why_no_start(facts: PromptMetadata) -> str:
     """The reason why the prompt that training started from cannot be made again, or "" if it can."""
-    if facts.init in ("text", "means"):
+    if facts.init == "text":
         return "" if facts.init_text else "the file does not say the text that it started from"
     if facts.init == "file":
         return "it started from another prompt file (`init_from`)"
@@ -96,5 +91,5 @@ def start_of(facts: PromptMetadata, base: Base, num_virtual_tokens: int) -> Tens
         embedding = base.model.get_input_embeddings()
         return SoftPromptEmbedding.from_ids(facts.init_ids, embedding, num_virtual_tokens).weight.detach().cpu()
     options: dict[str, Any] = {"init": facts.init, "virtual_tokens": num_virtual_tokens}
-    options |= {"init_text": facts.init_text} if facts.init in ("text", "means") else {"seed": facts.training["seed"]}
+    options |= {"init_text": facts.init_text} if facts.init == "text" else {"seed": facts.training["seed"]}
     return initial_prompt(TrainConfig(**options), base).weight.detach().cpu()

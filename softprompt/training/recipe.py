@@ -130,7 +130,7 @@ def prompt_metadata(
     return PromptMetadata(
         **base.metadata,  # type: ignore[arg-type]  # its keys are those whose values are text
         init="file" if from_file else config.init,
-        init_text="" if from_file or of_teacher or config.init not in ("text", "means") else config.init_text,
+        init_text="" if from_file or of_teacher or config.init != "text" else config.init_text,
         init_ids=list(init_ids),
         **metadata_of(rows.encoder),
         data=data,

@@ -68,7 +68,7 @@ class Trainer:
         self.init_ids = frequent_labels(rows.train_rows, len(self.weight)) if of_answers else []
         self.objective = objective or Objective(config, pad_token_id=base.pad_token_id)
         self.recipe = Recipe.of(config, base, rows, self.weight, self.objective.facts)
-        self.data_name = data_name(config.data)
+        self.data_name = "" if config.distill_questions else data_name(config.data)
         self.optimizer = PromptOptimizer(self.weight, config, scale_loss=base.precision == "fp16")
         if config.gradient_checkpointing:
             recomputable_layers(base.model)  # raises UserError if there are none

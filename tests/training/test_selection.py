@@ -12,6 +12,7 @@ from softprompt import SoftPromptModel, load_prompt
 from softprompt.cli.text import describe_result
 from softprompt.engine.passes import Score
 from softprompt.tokens.encoded_splits import EncodedSplit
+from softprompt.training import objective as objective_module
 from softprompt.training import selection as selection_module
 from softprompt.training.report import Report
 from softprompt.training.selection import Losses, Result, Selection
@@ -81,7 +82,8 @@ def test_the_file_is_json_whatever_the_losses(model_folder, rows_file, tmp_path,
     def scores(model, *_, **__):
         return [Score(math.nan if isinstance(model, SoftPromptModel) else 1.0, 0, 1)]
 
-    monkeypatch.setattr(selection_module, "row_scores", scores)
+    for module in (selection_module, objective_module):
+        monkeypatch.setattr(module, "row_scores", scores)
     trainer = trainer_for(model_folder, rows_file, tmp_path / "run", **RISING)
     trainer.rows = dataclasses.replace(trainer.rows, test=EncodedSplit(trainer.rows.train_rows[:3]))
     result = trainer.run()
