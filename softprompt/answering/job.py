@@ -17,6 +17,7 @@ from softprompt.answering.batch import draw_seed, generate_batch, limit_of, new_
 from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
+from softprompt.data.reading import counted
 from softprompt.data.row import Row
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, NotFiniteLogits, UserError
@@ -104,7 +105,7 @@ def answer_rows(
         config.per_device_eval_batch_size,
         largest_gap=_largest_gap(base, config, front),
     )
-    report.say(f"{name}: {len(rows):,} rows, {len(waiting):,} to answer in {len(batches):,} batches")
+    report.say(f"{name}: {counted(len(rows), 'row')}, {len(waiting):,} to answer in {len(batches):,} batches")
     start = time.perf_counter()
     try:
         tokens = _answer_batches(

@@ -11,7 +11,7 @@ from softprompt.base.loading import Base
 from softprompt.cli.program import typed
 from softprompt.config.commands import TrainConfig
 from softprompt.config.options import flag, flags_in
-from softprompt.data.splits import numbers_shown
+from softprompt.data.reading import counted, numbers_shown
 from softprompt.engine.forward import attention_note
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score
@@ -90,7 +90,7 @@ def describe_split(name: str, split: EncodedSplit) -> str:
     It is a warning if more than a tenth of the rows lose their end.
     """
     supervised = sum(row.num_supervised for row in split.rows)
-    line = f"{name}: {len(split.rows):,} rows, {supervised:,} supervised tokens"
+    line = f"{name}: {counted(len(split.rows), 'row')}, {counted(supervised, 'supervised token')}"
     if split.copies:
         line += f"; {split.copies} that are also rows of another split left out"
     if split.skipped:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from softprompt.data.reading import counted
 from softprompt.data.row import Row
 from softprompt.data.splits import Splits
 from softprompt.tokens.encoding import EncodedRow, Encoder, is_usable, without_copies
@@ -102,8 +103,8 @@ def encode_splits(splits: Splits, encoder: Encoder, *, max_length: int) -> Encod
     notes = list(splits.notes)
     if encoder.lost_turns:
         notes.append(
-            f"{encoder.lost_turns:,} answers of earlier turns are not learnt, since the chat template writes them in"
-            " another way once the conversation goes on"
+            f"{counted(encoder.lost_turns, 'answer')} of earlier turns {'is' if encoder.lost_turns == 1 else 'are'} not"
+            " learnt, since the chat template writes such a turn in another way once the conversation goes on"
         )
     return EncodedSplits(encoder, train, held_out, test, notes, splits.choices)
 

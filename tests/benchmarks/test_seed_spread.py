@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
 
 import seed_spread  # noqa: E402
-from study_runs import loaded  # noqa: E402
+from study_runs import Splits, loaded  # noqa: E402
 from study_tasks import task  # noqa: E402
 from updates import UPDATES, disturb, whitened  # noqa: E402
 from variants import VARIANTS  # noqa: E402
