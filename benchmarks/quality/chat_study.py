@@ -4,7 +4,7 @@ usage: python benchmarks/quality/chat_study.py --model FOLDER [--threads 1] [--m
        python benchmarks/quality/chat_study.py --report
 
 Every side gets the same input_ids and labels, which softprompt's encoder writes with the base's chat template. A peer's
-rate is chosen with one seed at half of the steps, and the best one runs with three other seeds at all of them.
+rate is chosen with one seed and fewer steps, and the best one runs with three other seeds at all of the steps.
 Every finished run is a line of --results and is not run again, so a stopped study goes on with the same command.
 """
 
@@ -32,9 +32,9 @@ BEGIN, END = "<!-- chat study: begin -->", "<!-- chat study: end -->"
 STAGE, MODEL, TASK = "chat", "smollm2", "topic"
 ROWS = {"train": 1000, "select": 24, "report": 60}
 LONGEST_QUESTION = 48  # characters
-STEPS, SEARCH_STEPS = 32, 16
+STEPS, SEARCH_STEPS = 24, 16
 SEARCH_SEED, SEEDS = 0, (1, 2, 3)
-RATES = {"prompt-text": (0.003, 0.03, 0.3), "lora": (0.001, 0.003, 0.01)}
+RATES = {"prompt-text": (0.003, 0.03, 0.3, 1.0), "lora": (0.001, 0.01)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

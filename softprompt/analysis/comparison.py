@@ -194,7 +194,7 @@ def _text_side(text: str, alone: Encoder, base: Base) -> tuple[Side, str]:
             base.tokenizer,
             written,
             bos_id=alone.bos_id,
-            end_ids=base.end_ids,
+            end_ids=alone.end_ids,
             last_turn_only=alone.last_turn_only,
         )
         try:

@@ -17,6 +17,7 @@ from softprompt.answering.output import AnswerFile, answers_path, partial_path, 
 from softprompt.answering.questions import Question, Questions, Walk, plan
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
+from softprompt.data.reading import counted
 from softprompt.data.row import Row
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, NotFiniteLogits, UserError
@@ -96,7 +97,7 @@ def answer_rows(
     file.replaces = replaces
     waiting = [place for place, number in enumerate(found.numbers) if number not in file]
     batches = plan(found, waiting, config.per_device_eval_batch_size, lambda front: _largest_gap(base, config, front))
-    report.say(f"{name}: {len(rows):,} rows, {len(waiting):,} to answer in {len(batches):,} batches")
+    report.say(f"{name}: {counted(len(rows), 'row')}, {len(waiting):,} to answer in {len(batches):,} batches")
     start = time.perf_counter()
     try:
         tokens = _answer_batches(model, config, file, questions, batches, report)

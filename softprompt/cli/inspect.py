@@ -99,6 +99,8 @@ def describe_file(path: str, file: "PromptFile", *, columns: int) -> str:
     for name in ("template_date", "system", "bos_token"):
         if getattr(facts, name):
             pairs.append((name.replace("_", " "), repr(getattr(facts, name))))
+    if facts.learnt_turns not in ("", "all"):
+        pairs.append(("learnt turns", visible(facts.learnt_turns)))
     if facts.placement not in ("", "front"):
         around = f"{len(facts.before_ids)} ids before the prompt, {len(facts.after_ids)} behind it"
         pairs.append(("placement", visible(f"{facts.placement} ({around})")))

@@ -71,8 +71,7 @@ def check_outputs(config: SweepConfig) -> None:
         UserError: the prompt file or the sweep folder exists and no option allows replacing it, it cannot be written,
             or the sweep folder holds files that no sweep wrote.
     """
-    from softprompt.training.run_folder import LOCK_NAME, check_places
-    from softprompt.training.sweep import RECIPE_NAME
+    from softprompt.training.run_folder import LOCK_NAME, RECIPE_NAME, check_places
 
     prompt_file, folder = Path(config.prompt_file), config.sweep_folder
     ours = (folder / RECIPE_NAME).is_file()

@@ -11,7 +11,7 @@ from softprompt.base.loading import Base
 from softprompt.cli.program import typed
 from softprompt.config.commands import TrainConfig
 from softprompt.config.options import flag, flags_in
-from softprompt.data.splits import numbers_shown
+from softprompt.data.reading import counted, numbers_shown
 from softprompt.engine.forward import attention_note
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score
@@ -89,7 +89,8 @@ def describe_split(name: str, split: EncodedSplit) -> str:
 
     It is a warning if more than a tenth of the rows lose their end.
     """
-    line = f"{name}: {len(split.rows):,} rows, {split.facts.num_supervised:,} supervised tokens"
+    supervised = counted(split.facts.num_supervised, "supervised token")
+    line = f"{name}: {counted(len(split.rows), 'row')}, {supervised}"
     if split.copies:
         line += f"; {split.copies} that are also rows of another split left out"
     if split.skipped:

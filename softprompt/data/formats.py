@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from softprompt.data.row import Row
-from softprompt.data.turns import ids_of, pairs_of, tools_of, turns_of
+from softprompt.data.turns import ids_of, json_text, pairs_of, tools_of, turns_of
 from softprompt.data.values import is_blank, is_missing, kind_of, to_json
 from softprompt.errors import UserError
 
@@ -100,15 +100,16 @@ class Format:
     def _pair(self, values: dict[str, Any], number: int, tally: "Tally", asks: bool) -> Row:
         """A row of a question and an answer, which may be a list of turns in a `prompt` and a `completion`."""
         system = self._text(values, "system")
-        turns = [{"role": "system", "content": system}] if system.strip() else []
+        turns, given = [{"role": "system", "content": system}] if system.strip() else [], 0
         if "history" in values:
             turns += pairs_of(values["history"], self.columns["history"])
         if self.known["question"] == "prompt" and kind_of(values["question"]) in NESTED:
             asked, written = turns_of(values["question"], self.columns["question"])
             turns += asked
+            given = len(turns)
             columns: dict[str, Any] = {self.columns["question"]: written}
         else:
-            question, more = self._text(values, "question"), self._text(values, "input")
+            question, more = self._text(values, "question"), self._input(values, number, tally)
             columns = {self.columns["question"]: question, self.columns.get("input", "input"): more}
             if self.known["question"] != "instruction":
                 if "input" not in values:
@@ -121,8 +122,8 @@ class Format:
             return Row(tuple(turns), columns=columns)
         if self.known["answer"] == "completion" and kind_of(values["answer"]) in NESTED:
             turns += turns_of(values["answer"], self.columns["answer"])[0]
-            return dataclasses.replace(answered(turns, number, tally), columns=columns)
-        return Row(tuple(turns), self._text(values, "answer"), columns=columns)
+            return dataclasses.replace(answered(turns, number, tally, given), columns=columns)
+        return Row(tuple(turns), self._text(values, "answer"), given=given, columns=columns)
 
     def _conversation(self, values: dict[str, Any], number: int, tally: "Tally", asks: bool) -> Row:
         """A row of a conversation, of which the last turn of the assistant is the answer."""
@@ -137,7 +138,7 @@ class Format:
         system = self._text(values, "system")
         if system.strip() and turns and turns[0]["role"] == "system":
             if turns[0]["content"] != system:
-                tally.add("have a turn of the system as well as a system text, of which the turn is used", number)
+                tally.add("a turn of the system as well as a system text, of which the turn is used", number)
         elif system.strip():
             turns = [{"role": "system", "content": system}, *turns]
         row = Row(tuple(turns)) if asks else answered(turns, number, tally)
@@ -154,6 +155,17 @@ class Format:
             if label not in (id, IGNORE_INDEX):
                 raise UserError(f"label {place} is {label} and its id is {id}; a label is the id or {IGNORE_INDEX}")
         return ids, labels
+
+    def _input(self, values: dict[str, Any], number: int, tally: "Tally") -> str:
+        """What a question is about: text; a `context` may also be a list or an object, of which it is the JSON text."""
+        value = values.get("input")
+        if self.known.get("input") != "context" or kind_of(value) not in NESTED:
+            return self._text(values, "input")
+        if is_blank(value):
+            return ""
+        column = self.columns["input"]
+        tally.add(f"a list or an object in {column}, which is written as JSON text", number)
+        return json_text(value, column)
 
     def _text(self, values: dict[str, Any], part: str) -> str:
         """Text unchanged, a number as it was written, and "" for a missing value.
@@ -172,25 +184,25 @@ class Format:
 
 @dataclass
 class Tally:
-    """What was left out of rows: for every cause the numbers of the rows."""
+    """What was done to rows besides reading them: for all that some have the numbers of those rows."""
 
     rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, cause: str, number: int) -> None:
-        """Count a row."""
-        self.rows[cause].append(number)
+    def add(self, what: str, number: int) -> None:
+        """Count a row that has something."""
+        self.rows[what].append(number)
 
 
-def answered(turns: Sequence[dict[str, Any]], number: int, tally: Tally) -> Row:
-    """The row whose answer is the last turn of the assistant; without one it has no answer."""
-    places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+def answered(turns: Sequence[dict[str, Any]], number: int, tally: Tally, given: int = 0) -> Row:
+    """The row whose answer is the last turn of the assistant behind the `given` ones; without one it has no answer."""
+    places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant" and place >= given]
     if not places:
-        return Row(tuple(turns))
+        return Row(tuple(turns), given=given)
     last = places[-1]
     if turns[last + 1 :]:
-        tally.add("have turns behind the last answer, which are left out", number)
+        tally.add("turns behind the last answer, which are left out", number)
     answer = {key: value for key, value in turns[last].items() if key not in ("role", "content")}
-    return Row(tuple(turns[:last]), turns[last]["content"], answer=answer)
+    return Row(tuple(turns[:last]), turns[last]["content"], answer=answer, given=given)
 
 
 def find_formats(columns: Sequence[str], mapping: Mapping[str, str], *, asks: bool = False) -> list[Format]:

@@ -18,6 +18,7 @@ from softprompt.data.files import read_file
 from softprompt.data.folders import Splits, read_folder
 from softprompt.data.formats import (
     EXTRAS,
+    IDS,
     OTHER_FORMATS,
     TELLING,
     Format,
@@ -142,8 +143,7 @@ class Source:
             self.class_names += table.class_labels([column]).get(column, [])
             self.labels += seen.outputs
         self.note(table.notes)
-        unused = [] if asks else [name for name in others if name not in form.answers]
-        notes = _notes_on(table, formats, unused, len(rows), seen)
+        notes = _notes_on(table, formats, [] if asks else others, len(rows), seen)
         self.note(f"{self.name}: {note}" for note in notes)
         return rows, seen
 
@@ -160,6 +160,8 @@ class Source:
                 raise UserError(f"`columns` {name}={column}: there is no column {column}; {shown}")
         if formats := find_formats(columns, self.mapping, asks=asks):
             return formats
+        if IDS[0] in columns and not self.mapping:
+            raise UserError(_cause_of_ids(asks) + f"; {shown}")
         needed = [USUAL["question"]] if asks else [USUAL["question"], USUAL["answer"]]
         if self.mapping:
             raise UserError(f"`columns` {', '.join(self.mapping)}: belong to no one format; {OTHER_FORMATS}; {shown}")
@@ -290,9 +292,12 @@ def _notes_on(table: Table, formats: list[Format], others: list[str], num_rows: 
             f"every output is a number from 0 to {len(outputs) - 1}, which looks like class labels without their names;"
             " they are learnt as they are written"
         )
-    for cause, numbers in seen.tally.rows.items():
-        yield f"{len(numbers)} rows {cause}: row {numbers_shown(numbers)}"
-    unused = [str(name) for name in others if table.holds_something(name)]
+    for what, numbers in seen.tally.rows.items():
+        have = "has" if len(numbers) == 1 else "have"
+        yield f"{counted(len(numbers), 'row')} {have} {what}: row {numbers_shown(numbers)}"
+    other = _other_format(formats)
+    said = {*other.columns.values()} if other else set()  # which the note on the other format has named
+    unused = [str(name) for name in others if name not in said and table.holds_something(name)]
     if unused:
         yield f"columns that hold something and are not used: {_listed(unused)}"
 
@@ -313,19 +318,42 @@ def _notes_on_format(table: Table, formats: list[Format]) -> Iterator[str]:
         if not extras:
             return
     named = [column for part, column in form.columns.items() if part not in EXTRAS] + extras
-    yield f"rows are read as {form.name} (column{'s' if len(named) > 1 else ''} {', '.join(named)})"
-    for other in formats[1:]:
-        if other.main not in named and form.name != "instructions":
-            chosen = ",".join(
-                f"{other.known[part]}={other.columns[part]}" for part in other.known if part not in EXTRAS
-            )
-            yield f"they could be read as {other.name}, too (column {other.main}), which `columns` {chosen} does"
-            return
+    yield f"rows are read as {form.name} ({_columns(named)})"
+    if other := _other_format(formats):
+        parts = [part for part in other.known if part not in EXTRAS]
+        where = _columns([other.columns[part] for part in parts])
+        chosen = ",".join(f"{other.known[part]}={other.columns[part]}" for part in parts)
+        yield f"they could be read as {other.name}, too ({where}), which `columns` {chosen} does"
+
+
+def _other_format(formats: list[Format]) -> Format | None:
+    """The next best format whose questions stand in a column that the best one does not use, if it is worth a note."""
+    form = formats[0]
+    if form.name == "instructions":
+        return None
+    return next((other for other in formats[1:] if other.main not in form.columns.values()), None)
+
+
+def _cause_of_ids(asks: bool) -> str:
+    """Why rows with `input_ids` cannot be read."""
+    ids, labels = IDS
+    if asks:
+        return f"rows are token ids ({ids}), in which no question can be told from its answer; give questions as text"
+    return f"rows with {ids} need {labels} as well, which say what is learnt; give them, or give rows as text"
+
+
+def _columns(names: Sequence[str]) -> str:
+    return f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _listed(names: Sequence[str]) -> str:
     """Names one after another; only the first of many."""
     return ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and what is counted, such as "1 row" and "2,000 rows"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def numbers_shown(numbers: Sequence[int]) -> str:

@@ -47,6 +47,8 @@ class Row:
         tools: descriptions of functions that the assistant may call, as chat templates take them.
         text: all of the row, if it is no conversation but text to learn; `messages` are then empty.
         encoded: the input_ids and labels of a row that was encoded by someone else; all else is then empty.
+        given: how many of the messages belong to a question that is a list of turns. Answers among them are not
+            learnt, unlike those of a conversation or a history.
         columns: the columns that hold the question, for output files.
         others: the other columns of the row, if they were asked for.
     """
@@ -58,6 +60,7 @@ class Row:
     tools: tuple[Any, ...] = ()
     text: str | None = None
     encoded: tuple[list[int], list[int]] | None = None
+    given: int = 0
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     others: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 

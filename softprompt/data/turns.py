@@ -93,6 +93,20 @@ def plain(value: object) -> Any:
     return value if isinstance(value, str | bool | int | float) else str(value)
 
 
+def json_text(value: object, column: str) -> str:
+    """The JSON text of a list or an object, without keys that hold null and with numbers as they were written."""
+    return to_json(_present(parse(value, column)))
+
+
+def _present(value: object) -> Any:
+    """A nested value without keys that hold null or NaN."""
+    if isinstance(value, Mapping):
+        return {key: _present(each) for key, each in value.items() if not is_missing(each)}
+    if hasattr(value, "tolist"):  # an array or a number of numpy
+        return _present(value.tolist())
+    return [_present(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def turns_of(value: object, column: str) -> tuple[list[dict[str, Any]], list[Any]]:
     """The turns of a conversation, and the list as it was written, which has as many items.
 

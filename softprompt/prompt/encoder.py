@@ -101,7 +101,7 @@ def encoder_of(facts: PromptMetadata, base: Base, *, prompt_file: str) -> Encode
             base.tokenizer,
             template,
             bos_id=bos_id,
-            end_ids=base.end_ids,
+            end_ids=[*facts.end_ids, *base.end_ids],  # those of the training, whatever the base's settings say now
             last_turn_only=facts.learnt_turns == "last",
             placement=facts.placement or "front",
             shares_close=bool(facts.after_ids),

@@ -70,9 +70,9 @@ def check_same_base(file: PromptFile, base: Base, *, prompt_file: str, allow_oth
         raise UserError(f"{prompt_file}: does not say which weights it was trained on; try `allow_other_base`")
     stored = Fingerprint(facts.base_sha256, facts.base_sketch or "{}")
     likeness = compare_fingerprints(base.fingerprint, stored)
-    require_known_ids(base, (*facts.before_ids, *facts.after_ids), of=prompt_file)
+    require_known_ids(base, (*facts.before_ids, *facts.after_ids, *facts.end_ids), of=prompt_file)
     if likeness is not Likeness.OTHER and facts.tokenizer_sha256 == tokenizer_sha256(base.tokenizer):
-        require_known_ids(base, (*facts.init_ids, *facts.end_ids), of=prompt_file)
+        require_known_ids(base, facts.init_ids, of=prompt_file)
         return REMARKS[likeness]
     what = "another base" if likeness is Likeness.OTHER else "another tokenizer"
     sides = f"trained on {trained} [{stored.sha256[:12]}], this is {base.name} [{base.fingerprint.sha256[:12]}]"

@@ -88,7 +88,8 @@ class ChatWriter:
         answer = self.special.hide({"role": "assistant", "content": row.output, **row.answer})
         turns = [*self._turns(row), answer]
         text, marked = self._render_marked(turns, row)
-        earlier = [place for place, turn in enumerate(turns[:-1]) if turn["role"] == "assistant"]
+        given = row.given + len(turns) - 1 - len(row.messages)  # a system text of the template's goes in front
+        earlier = [place for place, turn in enumerate(turns[:-1]) if turn["role"] == "assistant" and place >= given]
         answers, lost = [], 0
         for place in [] if last_turn_only else earlier:
             cue = self._render(turns[:place], row, cue=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from softprompt.data.reading import counted
 from softprompt.data.row import Row
 from softprompt.data.rows import MOST_KEPT
 from softprompt.data.splits import Splits
@@ -140,8 +141,8 @@ def encode_splits(
     notes = list(splits.notes)
     if encoder.lost_turns:
         notes.append(
-            f"{encoder.lost_turns:,} answers of earlier turns are not learnt, since the chat template writes them in"
-            " another way once the conversation goes on"
+            f"{counted(encoder.lost_turns, 'answer')} of earlier turns {'is' if encoder.lost_turns == 1 else 'are'} not"
+            " learnt, since the chat template writes such a turn in another way once the conversation goes on"
         )
     return EncodedSplits(encoder, train, held_out, test, notes, splits.choices)
 

@@ -175,23 +175,24 @@ class Encoder:
         found = zip(self._tokenised(pieces), rows, strict=True)
         return [_cut(*self._joined(each), max_length, row.number) for each, row in found]
 
-    def _tokenised(self, rows: list[list[Piece]]) -> list[list[tuple[list[int], bool]]]:
+    def _tokenised(self, rows: list[list[Piece]]) -> list[list[tuple[list[int], Piece]]]:
         """The ids of every piece; the tokenizer gets all texts at once and distributes them over the CPU's cores."""
         texts = [piece.text for row in rows for piece in row]
         settings = {"add_special_tokens": False, "split_special_tokens": True}
         ids = iter(self.tokenizer(texts, **settings)["input_ids"] if texts else [])
-        return [[(next(ids), piece.is_answer) for piece in row] for row in rows]
+        return [[(next(ids), piece) for piece in row] for row in rows]
 
-    def _joined(self, pieces: list[tuple[list[int], bool]]) -> tuple[list[int], list[int]]:
+    def _joined(self, pieces: list[tuple[list[int], Piece]]) -> tuple[list[int], list[int]]:
         """The ids and labels of a row's pieces, with bos in front and an eos behind every answer.
 
         Which answers are learnt decides the labels alone, and never what is written.
         """
         input_ids = [] if self.bos_id is None else [self.bos_id]
         labels = [IGNORE_INDEX] * len(input_ids)
-        for place, (ids, is_answer) in enumerate(pieces):
-            ids = [*ids, self.tokenizer.eos_token_id] if is_answer else ids
-            learnt = is_answer and (not self.last_turn_only or place == len(pieces) - 1)
+        for place, (ids, piece) in enumerate(pieces):
+            ids = [*ids, self.tokenizer.eos_token_id] if piece.is_answer else ids
+            is_last = place == len(pieces) - 1
+            learnt = piece.is_answer and not piece.is_given and (is_last or not self.last_turn_only)
             input_ids += ids
             labels += ids if learnt else [IGNORE_INDEX] * len(ids)
         return input_ids, labels

@@ -154,7 +154,7 @@ def _write(folder: Path, encoded: EncodedSplits, kinds: RowKinds) -> None:
 
 def _source(row: Row) -> dict[str, Any]:
     """A row as JSON, without the columns that it was read from."""
-    names = ("messages", "output", "number", "answer", "tools", "text", "encoded")
+    names = ("messages", "output", "number", "answer", "tools", "text", "encoded", "given")
     return {name: getattr(row, name) for name in names}
 
 

@@ -11,10 +11,14 @@ SPEAKERS = {"tool": "Tool: "}  # what the tutorial's template puts in front of a
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text that is tokenised apart; an eos follows behind one that is an answer."""
+    """A stretch of text that is tokenised apart; an eos follows behind one that is an answer.
+
+    `is_given` marks an answer that belongs to the question and is not learnt.
+    """
 
     text: str
     is_answer: bool = False
+    is_given: bool = False
 
 
 def pieces_of(row: Row, template: Template) -> list[Piece]:
@@ -28,11 +32,12 @@ def question_pieces(row: Row, template: Template) -> list[Piece]:
     """The pieces in front of the row's answer, the last of which is no answer."""
     pieces: list[Piece] = []
     waiting = _opening(row, template)
-    for message in row.messages:
+    for place, message in enumerate(row.messages):
         if message["role"] == "system":
             continue
         if message["role"] == "assistant":
-            pieces += [Piece(waiting + _cue(template)), Piece(spoken(message), is_answer=True)]
+            answer = Piece(spoken(message), is_answer=True, is_given=place < row.given)
+            pieces += [Piece(waiting + _cue(template)), answer]
             waiting = ""
         else:
             waiting += _asked(message, template)

@@ -4,6 +4,7 @@
 needs only the name of the prompt file, and `evaluate` finds the rows that a prompt was not trained on.
 """
 
+import datetime
 import functools
 import importlib.metadata
 import json
@@ -34,7 +35,7 @@ from softprompt.training.checkpoint import STATE_NAME, checkpoints, load_checkpo
 from softprompt.training.objective import Objective
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report
-from softprompt.training.run_folder import CONFIG_KIND, CONFIG_NAME
+from softprompt.training.run_folder import CONFIG_KIND, CONFIG_NAME, RECIPE_NAME
 from softprompt.training.state_file import Damaged
 from softprompt.training.trainer import Trainer
 
@@ -178,7 +179,7 @@ def read_run(run_folder: Path) -> RunFacts | None:
         options = {name: value for name, value in content["options"].items() if name in known}
         require_types(TrainConfig, options)
         base = {name: str(content["base"][name]) for name in BASE}
-        date = str(content.get("template_date", ""))
+        date = _day(content.get("template_date"))
         return RunFacts(
             vars(TrainConfig(**options)), dict(content["versions"]), base, str(content["data_sha256"]), date
         )
@@ -187,9 +188,21 @@ def read_run(run_folder: Path) -> RunFacts | None:
 
 
 def date_of_run(config: TrainConfig | SweepConfig) -> str | None:
-    """The day that a resumed run's chat template was given when the run started; None for a run that starts now."""
-    known = read_run(config.run_folder) if isinstance(config, TrainConfig) and config.resume else None
-    return known.template_date or None if known else None
+    """The day that the chat template of a resumed run or sweep was given when it started; None for a new one."""
+    if not config.resume:
+        return None
+    if isinstance(config, TrainConfig):
+        known = read_run(config.run_folder)
+        return known.template_date or None if known else None
+    try:
+        return _day(json.loads((config.sweep_folder / RECIPE_NAME).read_text("utf-8")).get("template_date")) or None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def _day(written: Any) -> str:
+    """A date as YYYY-MM-DD, or "" if none was written; raises `ValueError` or `TypeError` for what is no date."""
+    return datetime.date.fromisoformat(written).isoformat() if written else ""
 
 
 def options_of_run(given: Mapping[str, Any]) -> dict[str, Any]:

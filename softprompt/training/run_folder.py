@@ -20,6 +20,8 @@ from softprompt.training.checkpoint import PROMPT_NAME, STATE_NAME, checkpoints,
 from softprompt.training.run_log import METRICS_NAME, is_metrics_file
 
 CONFIG_NAME = "config.json"  # `run.py` writes it
+# the file in which a sweep folder records what is searched; a folder without it is no sweep folder
+RECIPE_NAME = "sweep.json"
 CONFIG_KIND = "softprompt run"  # value of its key `kind`, which tells it from files of other programs
 ANSWERS_NAME = "answers.jsonl"  # the answers that `eval_generate` asks for
 LOCK_NAME = ".lock"  # there while a process writes to the folder

@@ -30,10 +30,8 @@ from softprompt.training.checkpoint import checkpoints, remove_checkpoint
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report
 from softprompt.training.run import prepare_run
-from softprompt.training.run_folder import clear_temporaries
+from softprompt.training.run_folder import RECIPE_NAME, clear_temporaries
 
-# the file in which a sweep folder records what is searched; a folder without it is no sweep folder
-RECIPE_NAME = "sweep.json"
 LAST_ROUND = 3  # most trials of the last round; with fewer there is little left to choose
 # options that a sweep hands on to its runs as they are
 SHARED = (
@@ -159,7 +157,7 @@ class Search:
         return SweepResult(ranked[0], self._test_score(best_file), self._options(ranked[0]))
 
     def _recipe(self) -> dict[str, Any]:
-        """Return what must be the same when a search is resumed."""
+        """Return what must be the same when a search is resumed, and the date that its chat template was given."""
         prompt_file = os.path.relpath(Path(self.config.prompt_file).resolve(), self.folder.resolve())
         rows = rows_sha256(self.rows.train_rows, self.rows.eval_rows)
         return {
@@ -167,6 +165,7 @@ class Search:
             "base_sha256": self.base.fingerprint.sha256,
             "data_sha256": rows,
             "prompt_file": prompt_file,
+            "template_date": self.rows.encoder.template.date,
         }
 
     def _result(self, trial: Trial, steps: int) -> TrialResult:

@@ -56,8 +56,8 @@ def test_test_rows_that_also_are_held_out_or_trained_on_are_left_out(train, tmp_
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (chosen, ROWS[0], fresh)))
     result = train("--eval-data", "held.jsonl", "--test-data", "test.jsonl")
     assert result.status == 0, result.err
-    assert "\nheld out: 1 rows, 6 supervised tokens\n" in result.out
-    assert "\ntest: 1 rows, 3 supervised tokens; 2 that are also rows of another split left out\n" in result.out
+    assert "\nheld out: 1 row, 6 supervised tokens\n" in result.out
+    assert "\ntest: 1 row, 3 supervised tokens; 2 that are also rows of another split left out\n" in result.out
 
 
 def test_dates_stay_text(tmp_path):

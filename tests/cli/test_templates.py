@@ -1,5 +1,6 @@
 """Templates from end to end: what a prompt is trained with is what every other command uses, from the prompt file."""
 
+import datetime
 import json
 
 import pytest
@@ -103,6 +104,15 @@ def test_a_prompt_in_the_system_turn_says_where_it_stands(command, chat_model):
     assert "placement" in passed(command("inspect", "prompt.safetensors")).out
 
 
+def test_inspect_says_which_turns_were_learnt_where_it_is_the_last_alone(command):
+    passed(command("train", *quick("--last-turn-only")))
+    lines = [line.split() for line in passed(command("inspect", "prompt.safetensors")).out.splitlines()]
+    assert ["learnt", "turns", "last"] in lines
+    passed(command("train", *quick()))
+    lines = [line.split() for line in passed(command("inspect", "prompt.safetensors")).out.splitlines()]
+    assert not [words for words in lines if words[:1] == ["learnt"]]
+
+
 def test_a_sweep_hands_its_template_on(command):
     words = ("--template", "plain", "--virtual-tokens", 2, "--init", "text", "--relative-rates", 0.3, 1.0)
     result = passed(command("sweep", *words, "--max-steps", 2))
@@ -122,6 +132,38 @@ def test_the_date_of_a_run_is_that_of_its_first_day(command, chat_model, tmp_pat
     yesterday = load_prompt("prompt.safetensors")
     encoder = encoder_of(yesterday.facts, load("prompt.safetensors")._base, prompt_file="p")
     assert facts.template_date in encoder.template.text
+
+
+class Day(datetime.date):
+    """A day that a test chooses for today."""
+
+    written = "2026-03-04"
+
+    @classmethod
+    def today(cls):
+        return cls.fromisoformat(cls.written)
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["finished", "stopped"])
+def test_the_date_of_a_sweep_is_that_of_its_first_day(capfd, chat_model, tmp_path, monkeypatch, stopped):
+    monkeypatch.setattr(datetime, "date", Day)
+    (tmp_path / "dated.jinja").write_text(DATED, "utf-8")
+    words = ("--model", chat_model, "--data", "rows.jsonl", "--eval-fraction", 0.3, "--template", "dated.jinja")
+    words += ("--virtual-tokens", 2, "--init", "text", "--relative-rates", 0.3, 1.0, "--max-steps", 2)
+    passed(run_command(capfd, "sweep", *words))
+    assert load_prompt("prompt.safetensors").facts.template_date == "2026-03-04"
+    recipe = tmp_path / "prompt.sweep" / "sweep.json"
+    assert json.loads(recipe.read_text("utf-8"))["template_date"] == "2026-03-04"
+    if stopped:
+        (tmp_path / "prompt.safetensors").unlink()
+        for file in (tmp_path / "prompt.sweep").glob("*.safetensors"):
+            file.unlink()
+    monkeypatch.setattr(Day, "written", "2026-03-05")
+    passed(run_command(capfd, "sweep", *words, "--resume"))
+    assert load_prompt("prompt.safetensors").facts.template_date == "2026-03-04"
+    assert json.loads(recipe.read_text("utf-8"))["template_date"] == "2026-03-04"
+    passed(run_command(capfd, "sweep", *words, "--overwrite"))
+    assert load_prompt("prompt.safetensors").facts.template_date == "2026-03-05"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Formats of rows: which columns decide them, and what becomes of a record, whatever kind of file it came from."""
 
 import json
+import re
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
@@ -82,6 +83,128 @@ def test_a_history_in_a_csv_file_is_json_text(tmp_path):
 
 
 @pytest.mark.parametrize("kind", NESTED)
+def test_turns_of_a_prompt_are_given_and_those_of_a_history_are_learnt(tmp_path, kind):
+    asked, answered = [user("One?"), said("1"), user("Two?")], [said("2"), user("Three?"), said("3")]
+    (row, _) = load(tmp_path, kind, [{"prompt": asked, "completion": answered}] * 2).train_rows
+    assert turns(row) == [*asked, *answered[:-1]] and row.output == "3" and row.given == len(asked)
+    (row, _) = load(tmp_path, kind, [{"prompt": asked, "completion": answered, "system": "Be."}] * 2).train_rows
+    assert turns(row)[0]["role"] == "system" and row.given == 1 + len(asked)
+    (row, _) = load(tmp_path, kind, [{"prompt": asked, "response": "2"}] * 2).train_rows
+    assert row.given == len(asked) and row.output == "2"
+    for others in (
+        {"instruction": "Two?", "output": "2", "history": [["One?", "1"]]},
+        {"messages": [*asked, said("2")]},
+    ):
+        (row, _) = load(tmp_path, kind, [others] * 2).train_rows
+        assert turns(row) == asked and row.output == "2" and row.given == 0
+
+
+def test_a_completion_without_an_answer_takes_none_from_its_prompt(tmp_path):
+    rows = [{"prompt": [user("a"), said("b")], "completion": []}, {"prompt": [user("a")], "completion": [said("b")]}]
+    first, second = load(tmp_path, "jsonl", rows).train_rows
+    assert not first.has_answer and turns(first) == [user("a"), said("b")] and second.output == "b"
+
+
+@pytest.mark.parametrize("kind", ["memory", "jsonl", "parquet"])
+def test_a_context_that_is_an_object_is_json_text_and_counted(tmp_path, kind):
+    context = {"title": "Ann", "facts": [{"is": "x"}, {"is": None}], "none": None}
+    rows = [{"question": "Who?", "context": context, "answer": "a"}] * 2
+    splits = load(tmp_path, kind, rows)
+    question, _, written = splits.train_rows[0].messages[0]["content"].partition("\n")
+    assert question == "Who?" and json.loads(written) == {"title": "Ann", "facts": [{"is": "x"}, {}]}
+    (note,) = [note for note in splits.notes if "JSON" in note]
+    assert "2 rows have a list or an object in context, which is written as JSON text: row 1, 2" in note
+    assert load_questions(write(tmp_path, "jsonl", rows)).rows[0].messages == splits.train_rows[0].messages
+
+
+def test_a_context_keeps_its_digits_and_a_text_stays_a_text(tmp_path):
+    lines = ['{"a": 1.10, "b": 9007199254740993, "c": 1e3}', "[]", '"{\\"a\\": null}"', "null"]
+    text = "".join(f'{{"question": "q", "context": {line}, "answer": "x"}}\n' for line in lines)
+    (tmp_path / "rows.jsonl").write_text(text, "utf-8")
+    splits = load_splits(str(tmp_path / "rows.jsonl"), eval_fraction=0.0, seed=1)
+    found = [row.messages[0]["content"] for row in splits.train_rows]
+    assert found == [f"q\n{lines[0]}", "q", 'q\n{"a": null}', "q"]
+    assert [
+        note for note in splits.notes if "1 row has a list or an object in context" in note and note.endswith("row 1")
+    ]
+
+
+def test_a_system_column_gives_way_to_a_system_turn(tmp_path):
+    talk = [{"role": "system", "content": "Be kind."}, user("a"), said("b")]
+    rows = [
+        {"messages": talk, "system": "Be rude."},
+        {"messages": talk, "system": "Be kind."},
+        {"messages": talk[1:], "system": "Be rude."},
+        {"messages": talk, "system": ""},
+    ]
+    splits = load(tmp_path, "jsonl", rows)
+    assert [row.messages[0]["content"] for row in splits.train_rows] == ["Be kind.", "Be kind.", "Be rude.", "Be kind."]
+    assert all(len(row.messages) == 2 for row in splits.train_rows)
+    (note,) = [note for note in splits.notes if "system text" in note]
+    assert "1 row has a turn of the system as well as a system text, of which the turn is used: row 1" in note
+
+
+def test_python_lists_in_a_csv_file(tmp_path):
+    """pandas writes a list into a CSV file as Python shows it."""
+    talk = [user('Say "it\'s"'), said("None, True")]
+    tools = [{"name": "f", "strict": True, "more": None}]
+    rows = [{"messages": str(talk), "tools": str(tools)}] * 2
+    (row, _) = load(tmp_path, "csv", rows).train_rows
+    assert turns(row) == talk[:1] and row.output == "None, True" and row.tools == ({"name": "f", "strict": True},)
+    (row, _) = load(tmp_path, "csv", [{"instruction": "c", "output": "d", "history": "[('a', 'b')]"}] * 2).train_rows
+    assert turns(row) == [user("a"), said("b"), user("c")]
+    with pytest.raises(UserError, match="messages is a text that is no JSON; write a list of turns"):
+        load(tmp_path, "csv", [{"messages": "__import__('os').getcwd()", "tools": ""}])
+
+
+AMBIGUOUS = {
+    "messages and a pair": (
+        {"messages": [user("a"), said("b")], "prompt": "p", "completion": "c"},
+        ["read as messages (column messages)", "question and answer, too (columns prompt, completion)",
+         "`columns` prompt=prompt,completion=completion does"],
+    ),
+    "two pairs": (
+        {"prompt": "p", "completion": "c", "question": "q", "answer": "a"},
+        ["question and answer (columns prompt, completion)", "too (columns question, answer)"],
+    ),
+    "messages and a label": (
+        {"messages": [user("a"), said("b")], "text": "t", "label": "l", "url": "u"},
+        ["text and label, too (columns text, label)", "are not used: url"],
+    ),
+    "two answers": (
+        {"question": "q", "answer": "a", "response": "r", "output": "o"},
+        ["read as question and answer (columns question, answer)", "are not used: response, output"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_columns_that_fit_two_formats_are_named_once(tmp_path, name):
+    row, wanted = AMBIGUOUS[name]
+    notes = load(tmp_path, "jsonl", [row, row]).notes
+    assert all(any(words in note for note in notes) for words in wanted), notes
+    lists = [each[0] or each[1] for note in notes for each in re.findall(r"\(columns? ([^)]*)\)|not used: (.*)$", note)]
+    assert sorted(", ".join(lists).split(", ")) == sorted(row)
+
+
+@pytest.mark.parametrize(
+    "columns", [("input_ids", "labels"), ("input_ids", "labels", "attention_mask"), ("input_ids",)]
+)
+def test_encoded_rows_are_no_questions_and_no_mapping_is_proposed(tmp_path, columns):
+    rows = [{column: [5, 6] for column in columns}] * 2
+    data = write(tmp_path, "jsonl", rows)
+    with pytest.raises(UserError) as caught:
+        load_questions(data)
+    message = str(caught.value)
+    assert "rows are token ids (input_ids)" in message and "give questions as text" in message
+    assert "`columns`" not in message and "\n" not in message
+    if "labels" not in columns:
+        with pytest.raises(UserError, match="rows with input_ids need labels as well") as caught:
+            load(tmp_path, "jsonl", rows)
+        assert "`columns`" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", NESTED)
 @pytest.mark.parametrize("column", ["messages", "conversations"])
 def test_conversations(tmp_path, kind, column):
     sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}, {"from": "human", "value": "?"}]
@@ -98,7 +221,7 @@ def test_conversations(tmp_path, kind, column):
 def test_turns_behind_the_last_answer_are_counted(tmp_path):
     rows = [{"messages": [user("a"), said("b"), user("c")]}, {"messages": [user("a"), said("b")]}]
     notes = load(tmp_path, "jsonl", rows).notes
-    assert [note for note in notes if "1 rows have turns behind the last answer" in note and "row 1" in note]
+    assert [note for note in notes if "1 row has turns behind the last answer" in note and "row 1" in note]
 
 
 def test_tools_and_their_calls(tmp_path):

@@ -65,6 +65,17 @@ def test_a_base_with_another_template_of_its_own_still_asks_as_in_training(base)
     assert again(encoder, base).questions(ASKED) == wanted
 
 
+@pytest.mark.parametrize("template", ["tutorial", "chat"])
+def test_answers_end_where_they_ended_in_training_whatever_the_base_says_now(base, template):
+    base.tokenizer.chat_template, base.model.generation_config.eos_token_id = TURNS, [2, 77]
+    encoder = encoder_for(base, ASKED, template=template)
+    assert 77 in encoder.end_ids
+    base.model.generation_config.eos_token_id = [2, 99]
+    found = again(encoder, base)
+    assert {*found.end_ids} == {*encoder.end_ids, 99} and {*found.baseline.end_ids} == {*found.end_ids}
+    assert found.encode(ASKED, max_length=80) == encoder.encode(ASKED, max_length=80)
+
+
 def test_a_file_of_version_1_is_the_tutorials_without_bos(base):
     base.tokenizer.chat_template = TURNS
     for name in ("", "alpaca"):
