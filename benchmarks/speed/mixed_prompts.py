@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return SoftPromptEmbedding.from_tensor(SCALE * torch.randn(count, width)).to(base.device)
 
     model = SoftPromptModel(base.model, prompt(most))
+    model.front_caches.kept = 1 + 2 * options.batch  # all sides' fronts stay, so that none is computed within a round
     rows = range(options.batch)
     sides = {
         "shared": None,
