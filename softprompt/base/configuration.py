@@ -60,6 +60,7 @@ def read_config(folder: Path, name: str) -> PretrainedConfig:
     with foreign(what):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         config._attn_implementation = None
+        config.output_hidden_states = False  # of all layers, which nothing here reads
         architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
         causal = bool(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()).intersection(architectures))
     if not causal:

@@ -273,6 +273,7 @@ HARMLESS = {
     "generation types": text("generation_config.json", '{"temperature": "hot", "top_k": [], "max_length": "x"}'),
     "generation own": text("generation_config.json", '{"stop_strings": ["a"], "return_dict_in_generate": true}'),
     "module": text("modeling_own.py", "raise SystemExit"),
+    "outputs": config(output_hidden_states="float16"),
     "kernel": config(attn_implementation="someone/kernel"),
     "unknown keys": config(a={"b": [None, DEEP]}, ten=10**400),
 }
@@ -314,6 +315,7 @@ def test_damage_to_what_is_not_used_does_nothing(copy, damage):
     HARMLESS[damage](copy)
     base = load_base(str(copy), device=CPU, precision="fp32")
     assert base.fingerprint.sha256 and base.model.generation_config.stop_strings is None
+    assert base.model.config.output_hidden_states is False
 
 
 def test_a_sharded_folder_is_compared_too(tmp_path):
