@@ -166,8 +166,8 @@ def test_the_teacher_alone_sees_the_context(distil, rules):
     result = distil(distill_context="hint")
     assert result.status == 0, result.err
     splits = kept_splits(rules / "prompt.run" / "teacher.jsonl")
-    assert all(row.others["hint"].startswith("hint ") for row in splits.all_rows)
-    assert not any("hint" in str(row.messages) for row in splits.all_rows)
+    assert all(row.others["hint"].startswith("hint ") for row in [*splits.train_rows, *splits.eval_rows])
+    assert not any("hint" in str(row.messages) for row in [*splits.train_rows, *splits.eval_rows])
     assert "hint" not in result.out.partition("first row, labels")[0].partition("first row")[2]
     plain = distil(prompt_file="plain.safetensors").out
     assert result.out.splitlines()[-8:] != plain.splitlines()[-8:]
