@@ -17,6 +17,7 @@ import shutil
 import time
 from pathlib import Path
 
+import paths  # noqa: F401
 import torch
 from distill_tasks import NAMES, TEXTS, questions, write_questions
 
