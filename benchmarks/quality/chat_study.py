@@ -169,8 +169,9 @@ def table_of_search(results: Results) -> str:
     for method, rates in RATES.items():
         runs = [_run(method, rate, SEARCH_SEED, SEARCH_STEPS) for rate in rates]
         winner = best_rate(method, results)
-        cells = [f"{run.rate:g}: {results[run]['best_select']:.4f}" for run in runs if run in results]
-        cells = [f"**{cell}**" if cell.startswith(f"{winner}:") else cell for cell in cells]
+        found = [(run.rate, results[run]["best_select"]) for run in runs if run in results]
+        cells = [f"{rate:g}: {loss:.4f}" for rate, loss in found]
+        cells = [f"**{cell}**" if rate == winner else cell for cell, (rate, _) in zip(cells, found, strict=True)]
         rows.append([TITLES[method], "; ".join(cells) or "-"])
     return table(["side", f"rate: held-out loss of one seed after {SEARCH_STEPS} steps"], rows)
 

@@ -114,6 +114,7 @@ def test_a_stopped_study_goes_on_and_its_tables_stand_between_the_markers(folder
     losses = [run["report_loss"] for run in ours if run["method"] == "softprompt"]
     line = next(line for line in text.splitlines() if line.startswith("| **softprompt, default**"))
     assert all(f"{loss:.4f}" in line for loss in losses) and f"{sum(losses) / 3:.4f} ± " in line
+    assert all(f"**{rate:g}: " in text for rate in chosen.values() if rate)
     capsys.readouterr()
     chat_study.main([*files, "--list"])
     assert "open" not in capsys.readouterr().out
