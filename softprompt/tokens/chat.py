@@ -65,8 +65,8 @@ class ChatWriter:
         texts = {id: text for text, id in special.ids.items()}
         self.closers = [texts[id] for id in end_ids if id in texts]
         self.tail, self.closer = self._probe_end()
-        if self.closer and self.closer not in self.closers:
-            self.closers.insert(0, self.closer)
+        if self.closer:  # first, whether it was among the ends that are known already or not
+            self.closers = [self.closer, *(each for each in self.closers if each != self.closer)]
         # what closes an answer behind which the template writes nothing
         self.closing = self.closer or (texts.get(end_ids[0], "") if end_ids else "")
 
