@@ -23,7 +23,7 @@ from study_summary import TITLES, Side, half_interval
 from study_tasks import Task, task
 
 from softprompt.base.loading import Base, load_base
-from softprompt.data.row import Row
+from softprompt.data.row import Row, RowKinds
 from softprompt.prompt.encoder import encoder_for
 from softprompt.system.files import write_atomic
 from softprompt.system.process import silence_libraries
@@ -89,7 +89,7 @@ def _is_short(row: Row) -> bool:
 
 def splits_of(rows: Task, base: Base) -> Splits:
     """The rows as token ids under the base's own chat template, the same for every side."""
-    return Splits.of(rows, base, encoder_for(base, rows.train, template="chat"))
+    return Splits.of(rows, base, encoder_for(base, RowKinds.of(*rows.train), template="chat"))
 
 
 def planned(results: Results) -> Iterator[Run]:

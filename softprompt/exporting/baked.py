@@ -142,7 +142,9 @@ def check(out: Path, copy: Copy, expected: Sequence[Reference], dtype: torch.dty
         UserError: it computes something else.
     """
     with foreign("`to` baked: the copy cannot be loaded"):
-        model: Any = AutoModelForCausalLM.from_pretrained(out, dtype=dtype, local_files_only=True).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            out, dtype=dtype, local_files_only=True, trust_remote_code=False
+        ).eval()
     hidden = [id for each in copy.prompts for id in each.prompt.ids]
     for each, reference in zip(copy.prompts, expected, strict=True):
         ids = torch.tensor([[*each.prompt.front, *reference.question, *reference.answer]])

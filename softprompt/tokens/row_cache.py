@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from softprompt.data.values import to_json
 from softprompt.system import sources
 from softprompt.system.cache import cache_folder
 from softprompt.system.files import FileId, atomic_folder, remove_folder, remove_temporaries
+from softprompt.system.sources import PACKED, ROW_SUFFIXES
 from softprompt.tokens.encoded_rows import EncodedRows, RowFacts
 from softprompt.tokens.encoded_splits import Cut, EncodedSplit, EncodedSplits, encode_splits
 from softprompt.tokens.encoding import Encoder
@@ -28,6 +29,8 @@ from softprompt.tokens.encoding import Encoder
 VERSION = 1  # goes up when rows of the same files are read, written or stored in another way
 MOST_BYTES = 20 << 30
 ENTRY = "entry.json"
+SUFFIXES = (*ROW_SUFFIXES, *(suffix + PACKED for suffix in ROW_SUFFIXES), ".arrow")  # of files that rows are read from
+MOST_FILES, DEEPEST = 10_000, 3
 SPLITS = ("train", "held_out", "test")
 PARTS = {"rows": "{}.arrow", "without_prompt": "{}-base.arrow"}  # the files of a split
 
@@ -116,14 +119,22 @@ def _versions() -> list[str]:
     return [importlib.metadata.version(name) for name in ("datasets", "transformers", "tokenizers", "jinja2")]
 
 
-def _files_in(path: Path) -> Iterator[Path]:
-    """A file, or the files of a folder that are not hidden, in an order of their own."""
-    if not path.is_dir():
-        yield path
-        return
-    for folder, names, files in os.walk(path, followlinks=True):
+def _files_in(path: Path) -> list[Path]:
+    """A file, or the files of a folder and its folders that may hold rows, in an order of their own.
+
+    Raises:
+        OSError: there is no plain file, or there are too many or too deep ones for a data set.
+    """
+    found = [path] if path.is_file() else []
+    for folder, names, files in os.walk(path):
         names[:] = sorted(name for name in names if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+        rows = [Path(folder, name) for name in sorted(files) if name.lower().endswith(SUFFIXES)]
+        found += [file for file in rows if file.is_file()]  # no pipe, which would be read for ever
+        if len(found) > MOST_FILES or (names and len(Path(folder).relative_to(path).parts) >= DEEPEST):
+            raise OSError(f"{path}: no data set has so many files")
+    if not found:
+        raise OSError(f"{path}: no plain file")
+    return found
 
 
 def _sha256(path: Path) -> str:

@@ -26,11 +26,11 @@ NAMES = {
     "below a file": "rows.jsonl/x",
 }
 INPUTS = {
-    "train": ("data", "eval_data", "test_data", "model", "init_from"),
+    "train": ("data", "eval_data", "test_data", "model", "init_from", "distill_text"),
     "sweep": ("data", "model"),
     "generate": ("prompt_file", "model", "instructions"),
     "chat": ("prompt_file", "model"),
-    "evaluate": ("prompt_file", "model", "data"),
+    "evaluate": ("prompt_file", "model", "data", "distill_text"),
     "inspect": ("prompt_file", "model", "run_dir"),
     "export": ("prompt_file", "model"),
     "import": ("adapter", "model"),

@@ -96,5 +96,5 @@ def test_the_cut_is_that_of_the_definition():
         encoded = Encoder(tokenizer).encode(rows, max_length=length)
         whole = [len(each.input_ids) for each in Encoder(tokenizer).encode(rows, max_length=10_000)]
         enough = min(size for size in whole if sum(each <= size for each in whole) >= math.ceil(0.99 * len(rows)))
-        assert cut_of(encoded) == Cut(len(rows), sum(each > length for each in whole), enough)
-    assert cut_of([]) == Cut()
+        assert cut_of(encoded, length) == Cut(len(rows), sum(each > length for each in whole), enough)
+    assert cut_of([], 5) == Cut()

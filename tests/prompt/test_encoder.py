@@ -68,7 +68,7 @@ def test_a_base_with_another_template_of_its_own_still_asks_as_in_training(base)
 @pytest.mark.parametrize("template", ["tutorial", "chat"])
 def test_answers_end_where_they_ended_in_training_whatever_the_base_says_now(base, template):
     base.tokenizer.chat_template, base.model.generation_config.eos_token_id = TURNS, [2, 77]
-    encoder = encoder_for(base, ASKED, template=template)
+    encoder = encoder_for(base, RowKinds.of(*ASKED), template=template)
     assert 77 in encoder.end_ids
     base.model.generation_config.eos_token_id = [2, 99]
     found = again(encoder, base)

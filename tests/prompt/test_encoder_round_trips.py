@@ -24,7 +24,7 @@ NAME = "p.safetensors"
 
 
 def base_with(kind="bytes", template=None, end_ids=()):
-    return SimpleNamespace(tokenizer=small_tokenizer(kind, template), end_ids=list(end_ids))
+    return SimpleNamespace(name="base", tokenizer=small_tokenizer(kind, template), end_ids=list(end_ids))
 
 
 def reread(encoder, base):
