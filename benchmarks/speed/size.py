@@ -126,10 +126,8 @@ def watch_memory(process: subprocess.Popen, peaks: list[float]) -> None:
 
 
 def show(name: str, found: dict[str, float]) -> None:
-    print(
-        f"{name}: first step after {found['first']:.1f} s, all {found['all']:.1f} s, {found['memory']:.0f} MB",
-        flush=True,
-    )
+    first = f"first step after {found['first']:.1f} s ({found['busy']:.1f} s of CPU)"
+    print(f"{name}: {first}, all {found['all']:.1f} s, {found['memory']:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

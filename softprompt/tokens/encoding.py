@@ -34,7 +34,7 @@ class EncodedRow:
     @property
     def num_supervised(self) -> int:
         """The number of labels that count in the loss."""
-        return sum(label != IGNORE_INDEX for label in self.labels)
+        return len(self.labels) - self.labels.count(IGNORE_INDEX)
 
     @property
     def supervised_ids(self) -> list[int]:
