@@ -302,13 +302,13 @@ class Trainer:
         Raises:
             OSError: it cannot be written.
         """
-        if self.saved_step == self.step:
-            return
-        content, tensors = self._state(folder)
-        losses = held_out_losses(self.selection.without_prompt, self.selection.curve, self.step)
-        prompt = self._prompt_bytes(Result(losses, Losses(), self.step))
-        save_checkpoint(folder, self.step, prompt, content, tensors)
-        self.saved_step = self.step
+        if self.saved_step != self.step:
+            content, tensors = self._state(folder)
+            losses = held_out_losses(self.selection.without_prompt, self.selection.curve, self.step)
+            prompt = self._prompt_bytes(Result(losses, Losses(), self.step))
+            save_checkpoint(folder, self.step, prompt, content, tensors)
+            self.saved_step = self.step
+        # also if it was written already: the run that wrote it may have been killed before it removed the others
         with contextlib.suppress(OSError):  # a checkpoint too many only takes room
             prune_checkpoints(folder, self.step, self.config.save_total_limit)
 

@@ -157,6 +157,17 @@ def test_old_checkpoints_and_temporary_files_of_dead_runs_go(train, work):
     assert sorted(path.name for path in work.glob("prompt.run/checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
 
+def test_a_run_that_was_killed_before_it_removed_old_checkpoints_does_so_when_it_goes_on(train, work, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("softprompt.training.trainer.prune_checkpoints", lambda *_: None)
+        passed(train("--save-total-limit", 1))
+    names = [path.name for path in work.glob("prompt.run/checkpoint-*")]
+    assert len(names) > 1 and "checkpoint-6" in names
+    (work / "prompt.safetensors").unlink()
+    passed(train("--save-total-limit", 1, "--resume"))
+    assert [path.name for path in work.glob("prompt.run/checkpoint-*")] == ["checkpoint-6"]
+
+
 def test_a_run_folder_that_was_moved_goes_on_under_a_free_name(train, work, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(RunLog, "start", lambda self: os.kill(os.getpid(), signal.SIGINT))
