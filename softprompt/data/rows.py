@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -14,11 +14,23 @@ from softprompt.data.tables import Table
 from softprompt.data.values import is_missing
 from softprompt.errors import UserError
 
+T = TypeVar("T")
 MOST_KEPT = 10_000  # rows of a table that are kept in memory once they are made
 MOST_DIFFERENT = 10_000  # outputs that are told apart
 
 
-class Rows(Sequence[Row]):
+class StoredRows(Sequence[T]):
+    """Rows that stay on the disk; they are equal to a list of equal rows."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(one == another for one, another in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # as of a list
+
+
+class Rows(StoredRows[Row]):
     """Rows of a table in their order, or some of them. Each is made anew whenever it is asked for."""
 
     def __init__(
@@ -47,13 +59,6 @@ class Rows(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         return self.read(Tally())
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or len(self) != len(other):
-            return False
-        return all(one == another for one, another in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]  # as of a list
 
     @overload
     def __getitem__(self, place: int) -> Row: ...

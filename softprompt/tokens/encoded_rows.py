@@ -13,6 +13,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
+from softprompt.data.rows import StoredRows
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
 SKETCH_SIZE = 64
@@ -27,7 +28,7 @@ FEATURES = Features(
 )
 
 
-class EncodedRows(Sequence[EncodedRow]):
+class EncodedRows(StoredRows[EncodedRow]):
     """Encoded rows in an Arrow file, which is mapped: a row takes memory while it is used."""
 
     def __init__(self, path: Path) -> None:
@@ -39,13 +40,6 @@ class EncodedRows(Sequence[EncodedRow]):
     def __iter__(self) -> Iterator[EncodedRow]:
         for batch in self._rows.iter(batch_size=ROWS_TOGETHER):
             yield from map(_from_columns, *(batch[name] for name in FEATURES))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or len(self) != len(other):
-            return False
-        return all(one == another for one, another in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]  # as of a list
 
     @overload
     def __getitem__(self, place: int) -> EncodedRow: ...
