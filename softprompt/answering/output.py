@@ -6,7 +6,6 @@ synced to disk before the next one begins, so a crash loses only the batch in pr
 
 import contextlib
 import functools
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from softprompt.data.values import to_json
 from softprompt.errors import UserError
 from softprompt.system import sources
 from softprompt.system.files import FileId, check_output_file, remove_temporaries, write_atomic, write_result
+from softprompt.system.foreign import decode_json
 from softprompt.system.locks import hold_lock
 
 KIND = "softprompt answers"
@@ -180,7 +180,7 @@ def read_header(partial: Path) -> dict:
     with partial.open("rb") as file:
         line = file.readline()
     try:
-        header = json.loads(line)
+        header = decode_json(line)
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("kind") != KIND:
@@ -209,7 +209,7 @@ def _batch(line: bytes) -> dict[int, list[str]] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        batch = json.loads(line)
+        batch = decode_json(line)
         return dict(zip(batch["rows"], batch["answers"], strict=True))
     except (ValueError, LookupError, TypeError):
         return None

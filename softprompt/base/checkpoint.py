@@ -4,8 +4,8 @@ A header is checked against the size of its file, so nothing larger than the fil
 """
 
 import functools
-import json
 import math
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,13 +16,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from softprompt.errors import UserError
-from softprompt.system.foreign import foreign, read_json, reason_of, require_plain_file
+from softprompt.system.foreign import decode_json, foreign, read_json, reason_of, require_plain_file, visible
 
 CHUNK = 1 << 22  # so many elements are read and converted to fp32 at a time
 MAX_HEADER_BYTES = 100_000_000  # as in safetensors itself
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"}
 STORED = {name: dtype for dtype, name in (FLOATS | INTEGERS).items()}
+COMPLEX = re.compile("C[0-9]|.*complex", re.IGNORECASE)  # as safetensors or torch spells the dtype
 WHOLE_NUMBERS = {*INTEGERS.values(), "BOOL", "U16", "U32", "U64"}
 
 
@@ -67,7 +68,7 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
     """Every tensor of a checkpoint by its name; values are read only when `chunks` is called.
 
     Raises:
-        UserError: a file is no checkpoint, is cut short, or holds nothing.
+        UserError: a file is no checkpoint, is cut short, or holds nothing or complex numbers.
     """
     stored = {
         name: tensor
@@ -76,6 +77,9 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
     }
     if not stored:
         raise UserError(f"{files[0]}: holds no tensor")
+    for name, tensor in stored.items():
+        if COMPLEX.match(tensor.dtype):
+            raise UserError(f"{files[0].parent}: {visible(name)} holds complex numbers, which no base has")
     return stored
 
 
@@ -115,8 +119,8 @@ def _header(file: Path) -> tuple[dict, int, int]:
             )
         raw = opened.read(length)
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        header = decode_json(raw)
+    except ValueError as error:
         raise UserError(f"{problem} ({reason_of(error)}); fetch it again") from error
     if not isinstance(header, dict):
         raise UserError(f"{problem} (its header is no JSON object); fetch it again")

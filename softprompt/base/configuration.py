@@ -27,9 +27,12 @@ from softprompt.system.foreign import foreign, read_json, visible
 # transformers makes a list with an entry for each of these before it makes a single tensor
 COUNTED = re.compile("layer|label|expert|head|types")
 SHARES = re.compile("dropout|pdrop")  # of which transformers would say so only in the first pass
+# numbers of positions, which many models never read; whoever generates reads them from any config
+POSITIONS = ("max_position_embeddings", "n_positions", "seq_length", "sliding_window", "attention_chunk_size")
 MOST_COUNTED = 100_000
 # how much larger than the stored checkpoint the model may be: 4 bits a weight in the file, 32 in memory, and buffers
 LARGER, BUFFER_BYTES = 16, 1 << 30
+ADAPTER = "adapter_config.json"
 
 
 def read_config(folder: Path, name: str) -> PretrainedConfig:
@@ -41,6 +44,11 @@ def read_config(folder: Path, name: str) -> PretrainedConfig:
         UserError: there is no usable config.json, it needs Python code, or it is not of a causal LM.
     """
     what = f"`model` {name}: no usable config.json"
+    if (folder / ADAPTER).exists():  # transformers would load it, or the base that it names
+        raise UserError(
+            f"`model` {name}: holds an adapter ({ADAPTER}), which only fits into a base; merge it into its base and"
+            " save that, or name the base alone"
+        )
     raw = read_json(folder / "config.json", what)
     kind = raw.get("model_type")
     if kind not in CONFIG_MAPPING_NAMES if isinstance(kind, str) else kind is not None:
@@ -53,6 +61,9 @@ def read_config(folder: Path, name: str) -> PretrainedConfig:
         many, share = COUNTED.search(key), SHARES.search(key)
         if (many and abs(number) > MOST_COUNTED) or (share and not 0 <= number <= 1):
             raise UserError(f"{what}: {visible(key)} is {str(number)[:20]}, which no base has")
+    for key, value in _entries(raw):
+        if key in POSITIONS and not (value is None or (type(value) is int and 0 <= value < 2**63)):
+            raise UserError(f"{what}: {key} is {visible(repr(value)[:20])}, which is no number of positions")
     named = raw.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
         raise UserError(f"{what}: architectures must be a list of names")
@@ -171,6 +182,18 @@ def _check_padding(config: PretrainedConfig, name: str) -> None:
     pad, size = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
     if pad is not None and isinstance(size, int) and not (isinstance(pad, int) and -size <= pad < size):
         raise UserError(f"`model` {name}: pad_token_id {pad!r} in config.json is not in its vocabulary of {size}")
+
+
+def _entries(raw: object) -> Iterator[tuple[str, object]]:
+    """Every key of a config with its value, at any depth."""
+    pending = [raw]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
 
 
 def _numbers(raw: object) -> Iterator[tuple[str, float]]:

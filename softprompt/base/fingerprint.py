@@ -142,8 +142,8 @@ def _compute(files: list[Path]) -> Fingerprint:
             here = (places >= start) & (places < start + len(wide))
             values[here] = wide[places[here] - start]
             start += len(wide)
-        numbers = [square**0.5, *values.tolist()]
-        packed = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
+        norm = torch.tensor([square**0.5], dtype=torch.float64).float()  # infinite where fp32 cannot hold it
+        packed = base64.b64encode(torch.cat([norm, values]).numpy().astype("<f4").tobytes()).decode()
         sketch[plain_name] = [tensor.dtype, tensor.shape, packed]
     return Fingerprint(whole.hexdigest(), json.dumps(sketch, sort_keys=True, separators=(",", ":")))
 

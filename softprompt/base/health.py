@@ -8,16 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.base.loading import Base
+from softprompt.tokens.encoding import EncodedRow
 
 CHUNK = 1 << 24  # elements of a tensor that are looked at together
 
 
-def describe_fault(base: Base, texts: Iterable[Sequence[int]]) -> str:
-    """Say in one line why the base alone has no finite loss on rows, and what to do.
-
-    Args:
-        texts: the token ids of the rows.
-    """
+def describe_fault(base: Base, rows: Iterable[EncodedRow]) -> str:
+    """Say in one line why the base alone has no finite loss on rows, and what to do."""
     name = f"`model` {base.name}"
     half = base.precision == "fp16"
     wider = "run it with `precision` fp32 or bf16"
@@ -27,9 +24,11 @@ def describe_fault(base: Base, texts: Iterable[Sequence[int]]) -> str:
                 return f"{name}: its tensor {tensor} overflows in fp16; {wider}"
             word = "NaN" if math.isnan(worst) else "infinity"
             return f"{name}: its tensor {tensor} holds {word}, so no prompt can help; fetch or save the base again"
-    layer = next(filter(None, (_first_overflow(base, ids) for ids in texts)), "its loss")
+    layers = ((row, _first_overflow(base, row.input_ids)) for row in rows)
+    row, layer = next((each for each in layers if each[1]), (None, "its loss"))
     cause = "overflows in fp16" if half else f"is not finite in {base.precision}"
-    return f"{name}: without a prompt, {layer} {cause}; {wider if half else 'take another base'}"
+    where = f" on row {row.number}" if row else ""
+    return f"{name}: without a prompt, {layer} {cause}{where}; {wider if half else 'take another base'}"
 
 
 def _worst(tensor: Tensor) -> float:

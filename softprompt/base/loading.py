@@ -91,7 +91,7 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
 
     Raises:
         UserError: there is no such model, it is not a causal LM, it needs Python code of its own, its tokenizer is
-            missing or has no eos token, or its weights are missing, unreadable or incomplete.
+            missing or has no eos token, its weights are missing, unreadable or incomplete, or it cannot answer.
     """
     folder, revision = base_folder(name, revision)
     config = read_config(folder, name)
@@ -111,6 +111,8 @@ def load_base(name: str, *, device: torch.device, precision: str, revision: str 
         model.generation_config, remarks = own_generation_config(folder, config)
         notes += remarks
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` is annotated without its self
+    if model.can_generate() and not sources.is_builtin(name):
+        _try_answer(model, name)
     return Base(model, tokenizer, name, revision, precision, device, notes, pending)
 
 
@@ -185,3 +187,15 @@ def _load_model(folder: Path, config: PretrainedConfig, dtype: torch.dtype, name
     for key, stored, wanted in sorted(info["mismatched_keys"]):
         raise UserError(f"`model` {name}: {key} is {list(stored)}, its config.json says {list(wanted)}")
     return model.eval()
+
+
+def _try_answer(model: PreTrainedModel, name: str) -> None:
+    """Let the model generate one token: a config may hold what `generate` alone reads, and cannot use.
+
+    Raises:
+        UserError: it cannot.
+    """
+    generate: Any = model.generate  # causal LMs have it, PreTrainedModel alone does not
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    with foreign(f"`model` {name}: cannot answer as its config.json sets it up"):
+        generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, pad_token_id=0)

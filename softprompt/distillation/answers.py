@@ -24,6 +24,7 @@ from softprompt.distillation.text import Text, require_room_for_text
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, UserError
 from softprompt.packs.batches import plan_batches
+from softprompt.system.foreign import decode_json
 from softprompt.tokens.encoding import Encoder
 from softprompt.training.run import HOW_TO_READ
 
@@ -94,7 +95,7 @@ def kept_splits(path: Path, splits: Splits | None = None) -> Splits:
         raise UserError(f"{path}: the teacher's answers cannot be read ({error}); name rows with `data`") from error
     for number, line in enumerate(lines, 1):
         try:
-            each = json.loads(line)
+            each = decode_json(line)
             *turns, answer = each["messages"]
             row = Row(tuple(turns), answer["content"], each["row"], tools=tuple(each.get("tools", ())))
             others = {name: each[name] for name in each.keys() - {"split", "row", "messages", "tools"}}

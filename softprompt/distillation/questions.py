@@ -19,6 +19,7 @@ from softprompt.distillation.text import Text, require_room_for_text
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
 from softprompt.system.files import write_atomic
+from softprompt.system.foreign import decode_json, reason_of
 from softprompt.tokens.encoding import Encoder
 
 QUESTIONS_NAME = "questions.jsonl"
@@ -60,10 +61,10 @@ def teachers_questions(
     """Let the teacher write at most `count` different questions into `path`; `resume` takes those that are there.
 
     Raises:
-        UserError: it writes none that can be used, or the text leaves no room for one.
+        UserError: it writes none that can be used, the text leaves no room for one, or those there are damaged.
     """
     if resume and path.exists():
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return _kept(path)
     requests = [(kind, each[place]) for place in range(2) for kind, each in KINDS.items()]
     asked = encoder.questions([Row.asked(request) for _, request in requests])
     require_room_for_text(base, len(teacher.front), max(map(len, asked)) + NEW_TOKENS, text)
@@ -98,6 +99,18 @@ def questions_in(texts: Sequence[str]) -> list[str]:
         if line:
             found.append(line)
     return found
+
+
+def _kept(path: Path) -> list[dict[str, str]]:
+    """The questions of an earlier run."""
+    try:
+        rows = [decode_json(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({reason_of(error)}); start anew with `overwrite`") from error
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row, dict) and isinstance(row.get("instruction"), str)):
+            raise UserError(f"{path}, row {number}: is no question; start anew with `overwrite`")
+    return rows
 
 
 def _key(question: str) -> str:

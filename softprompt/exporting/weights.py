@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softprompt.base.checkpoint import FLOATS, STORED, Stored, stored_tensors
 from softprompt.errors import UserError
+from softprompt.system.foreign import decode_json
 
 INDEX = "model.safetensors.index.json"
 
@@ -58,7 +59,7 @@ def copy_weights(files: list[Path], out: Path, changes: list[Change]) -> list[st
             link_or_copy(file, out / file.name)
     index = files[0].parent / INDEX
     if index.exists():
-        content = json.loads(index.read_text("utf-8"))
+        content = decode_json(index.read_text("utf-8"))
         if isinstance(content.get("metadata"), dict) and isinstance(content["metadata"].get("total_size"), int):
             content["metadata"]["total_size"] += grown
         (out / INDEX).write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -139,8 +139,16 @@ def rms(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _embed(ids: Tensor, token_embedding: nn.Module) -> Tensor:
-    """The embeddings `[len(ids), H]` that the module computes for `ids`, in its own dtype."""
-    return token_embedding(ids.to(embedding_weight(token_embedding).device))
+    """The embeddings `[len(ids), H]` that the module computes for `ids`, in its own dtype.
+
+    Raises:
+        UserError: an id has no embedding.
+    """
+    weight = embedding_weight(token_embedding)
+    outside = ids[(ids < 0) | (ids >= len(weight))]
+    if len(outside):
+        raise UserError(f"`model`: its tokenizer gives id {outside[0]}, its embedding has {len(weight)} rows")
+    return token_embedding(ids.to(weight.device))
 
 
 def _at_least_one(num_virtual_tokens: int) -> int:

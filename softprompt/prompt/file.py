@@ -24,7 +24,7 @@ from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.metadata import MAX_HEADER_BYTES, PromptMetadata, is_count
 from softprompt.system import sources
 from softprompt.system.files import write_atomic
-from softprompt.system.foreign import reason_of, visible
+from softprompt.system.foreign import decode_json, reason_of, visible
 
 FORMAT = "softprompt"
 FORMAT_VERSION = "2"
@@ -200,8 +200,8 @@ def _header(file: BinaryIO, size: int, name: str) -> tuple[dict[str, Any], int]:
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
         raise UserError(f"{problem} ({size:,} bytes, with a header of {length:,}); train it again")
     try:
-        header = json.loads(file.read(length).decode())
-    except (ValueError, RecursionError) as error:
+        header = decode_json(file.read(length).decode())
+    except ValueError as error:
         raise UserError(f"{problem} ({reason_of(error)}); train it again") from error
     if not isinstance(header, dict):
         raise UserError(f"{problem} (its header is no JSON object); train it again")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.system.files import remove_temporaries, write_atomic
+from softprompt.system.foreign import decode_json
 
 MAX_BYTES = 1 << 26
 
@@ -37,9 +38,9 @@ def read_cached(name: str) -> Any:
     try:
         if folder is None or not (folder / name).is_file() or (folder / name).stat().st_size > MAX_BYTES:
             return None
-        content = json.loads((folder / name).read_text("utf-8"))
+        content = decode_json((folder / name).read_text("utf-8"))
         return content["value"] if content["sha256"] == _checksum(content["value"]) else None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

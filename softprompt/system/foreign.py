@@ -69,6 +69,14 @@ def require_plain_file(path: Path, what: str) -> None:
         )
 
 
+def decode_json(text: str | bytes) -> Any:
+    """Decode JSON as `json.loads` does; what is nested too deeply is a `ValueError` as well."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON file that must hold one object.
 
@@ -79,10 +87,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"{what}: {path.name} is larger than {MAX_JSON_BYTES >> 20} MiB")
-        content = json.loads(path.read_text("utf-8"))
+        content = decode_json(path.read_text("utf-8"))
     except UserError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{what}: {path.name} is not JSON ({reason_of(error)})") from error
     if not isinstance(content, dict):
         raise UserError(f"{what}: {path.name} is not a JSON object")

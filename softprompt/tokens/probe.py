@@ -12,6 +12,7 @@ from pathlib import Path
 
 from softprompt.errors import UserError
 from softprompt.system.cache import read_cached, write_cached
+from softprompt.system.foreign import decode_json
 
 SECONDS = 5
 LARGEST_TEXT = 1 << 15  # characters of one rendered row
@@ -85,7 +86,7 @@ def require_harmless(text: str, names: Mapping[str, object], *, what: str, own: 
         finally:
             child.kill()
     try:
-        found = json.loads(answer)
+        found = decode_json(answer)
     except ValueError as error:
         raise UserError(f"{what}: the template ends its process; give another") from error
     failure = found.get("error")

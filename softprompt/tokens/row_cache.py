@@ -21,6 +21,7 @@ from softprompt.data.values import to_json
 from softprompt.system import sources
 from softprompt.system.cache import cache_folder
 from softprompt.system.files import FileId, atomic_folder, remove_folder, remove_temporaries
+from softprompt.system.foreign import decode_json
 from softprompt.system.sources import PACKED, ROW_SUFFIXES
 from softprompt.tokens.encoded_rows import EncodedRows, RowFacts
 from softprompt.tokens.encoded_splits import Cut, EncodedSplit, EncodedSplits, encode_splits
@@ -172,10 +173,10 @@ def _source(row: Row) -> dict[str, Any]:
 def _content(entry: Path) -> dict[str, Any] | None:
     """What an entry says, or None if it cannot be read."""
     try:
-        content = json.loads((entry / ENTRY).read_text("utf-8"))
+        content = decode_json((entry / ENTRY).read_text("utf-8"))
         RowKinds(**content["kinds"])
         return content
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

@@ -28,6 +28,7 @@ from softprompt.prompt.fit import require_room
 from softprompt.prompt.start import initial_prompt
 from softprompt.system import sources
 from softprompt.system.files import write_atomic
+from softprompt.system.foreign import decode_json
 from softprompt.tokens.encoded_splits import EncodedSplits, encode_splits
 from softprompt.tokens.row_cache import RowCache
 from softprompt.tokens.template import ASKED_NAMES as TEMPLATE_NAMES
@@ -172,7 +173,7 @@ def note_run(trainer: Trainer) -> None:
 def read_run(run_folder: Path) -> RunFacts | None:
     """Return what a run folder records of its run, or None if it holds no readable `config.json` of softprompt."""
     try:
-        content = json.loads((run_folder / CONFIG_NAME).read_text("utf-8"))
+        content = decode_json((run_folder / CONFIG_NAME).read_text("utf-8"))
         if content["kind"] != CONFIG_KIND:
             return None
         known = vars(TrainConfig())
@@ -195,7 +196,7 @@ def date_of_run(config: TrainConfig | SweepConfig) -> str | None:
         known = read_run(config.run_folder)
         return known.template_date or None if known else None
     try:
-        return _day(json.loads((config.sweep_folder / RECIPE_NAME).read_text("utf-8")).get("template_date")) or None
+        return _day(decode_json((config.sweep_folder / RECIPE_NAME).read_text("utf-8")).get("template_date")) or None
     except (OSError, ValueError, AttributeError, TypeError):
         return None
 

@@ -1,7 +1,6 @@
 """The run folder: what may be replaced in it, who writes to it, and what is cleared before a run begins."""
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from softprompt.system.files import (
     remove_temporaries,
     require_writable,
 )
+from softprompt.system.foreign import decode_json
 from softprompt.system.locks import hold_lock
 from softprompt.training.checkpoint import PROMPT_NAME, STATE_NAME, checkpoints, is_ours, numbered, remove_checkpoint
 from softprompt.training.run_log import METRICS_NAME, is_metrics_file
@@ -114,7 +114,7 @@ def clear_temporaries(prompt_file: Path, folder: Path) -> None:
 def _is_foreign_config(path: Path) -> bool:
     """Whether another program wrote a `config.json`: a base's folder has one too. An unreadable file is not foreign."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = decode_json(path.read_text("utf-8"))
     except (OSError, ValueError):
         return False
     return not isinstance(content, dict) or content.get("kind") != CONFIG_KIND

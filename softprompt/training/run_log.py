@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.system.files import write_atomic
+from softprompt.system.foreign import decode_json
 
 METRICS_NAME = "metrics.jsonl"
 # how a record names the prompt that an evaluation scored
@@ -181,7 +182,7 @@ def is_metrics_file(path: Path) -> bool:
 def _record(line: str) -> dict[str, Any] | None:
     """Return the record of a line, or None if the line is not one."""
     try:
-        record = json.loads(line)
+        record = decode_json(line)
     except ValueError:
         return None
     if not isinstance(record, dict):

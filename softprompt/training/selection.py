@@ -123,7 +123,7 @@ class Evaluator:
             selection.without_prompt = self._measure_alone(held_out, 0, "eval").loss
             if not math.isfinite(selection.without_prompt):
                 wrong = self.not_finite(held_out.for_base, with_prompt=False)
-                raise UserError(describe_fault(self.base, [row.input_ids for row in wrong]))
+                raise UserError(describe_fault(self.base, wrong))
             self._choose(selection, held_out.rows, 0, INITIAL)
 
     def after_step(self, selection: Selection, rows: Sequence[EncodedRow], step: int, *, last: bool) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import UserError
+from softprompt.system.foreign import decode_json
 
 FORMAT = "softprompt-state"
 STATE_VERSION = 6
@@ -160,8 +161,8 @@ def _tensor(place: _Place, data: bytearray) -> Tensor:
 def _parsed(text: bytes | str) -> dict[str, Any]:
     """Parse a JSON object; raises `Damaged` for anything else."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # thousands of nested brackets exceed Python's recursion limit
+        value = decode_json(text)
+    except ValueError as error:
         raise Damaged("its header is no JSON") from error
     if not isinstance(value, dict):
         raise Damaged("its header is no JSON object")

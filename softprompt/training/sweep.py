@@ -24,6 +24,7 @@ from softprompt.prompt.embedding import SoftPromptEmbedding, rms
 from softprompt.prompt.file import load_prompt
 from softprompt.prompt.start import initial_prompt
 from softprompt.system.files import FileId, write_atomic, write_result
+from softprompt.system.foreign import decode_json, read_json
 from softprompt.tokens.encoded_splits import EncodedSplits
 from softprompt.tokens.row_hashes import rows_sha256
 from softprompt.training.checkpoint import checkpoints, remove_checkpoint
@@ -116,15 +117,16 @@ class Search:
         """Write the recipe into the sweep's folder; with `resume`, first compare it with the one that is there.
 
         Raises:
-            UserError: the sweep to resume has another recipe or prompt file.
+            UserError: the sweep to resume has another recipe or prompt file, or its recipe is damaged.
         """
         self.config, self.base, self.rows, self.report = config, base, rows, report or SweepReport()
         self.replaces: FileId | None = None  # the file that the prompt may replace at the end
         self.written = Path(config.prompt_file)  # where the prompt is, once it is written
         self.folder, recipe_file = config.sweep_folder, config.sweep_folder / RECIPE_NAME
-        recipe = json.loads(json.dumps(self._recipe()))
+        recipe = decode_json(json.dumps(self._recipe()))
         if config.resume and recipe_file.exists():
-            _require_same_recipe(json.loads(recipe_file.read_text("utf-8")), recipe)
+            before = read_json(recipe_file, f"`resume`: {recipe_file} cannot be read; start anew with `overwrite`")
+            _require_same_recipe(before, recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
         Path(config.prompt_file).parent.mkdir(parents=True, exist_ok=True)
         clear_temporaries(Path(config.prompt_file), self.folder)
@@ -245,7 +247,8 @@ class Search:
 
 def _require_same_recipe(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise a `UserError` that names the first option or input that differs from when the sweep started."""
-    require_same_options(before.get("options", {}), now["options"])
+    options = before.get("options")
+    require_same_options(options if isinstance(options, dict) else {}, now["options"])
     messages = {
         "base_sha256": "`model`: these are not the weights that this sweep started with",
         "data_sha256": "`data`: these are not the rows that this sweep started with",

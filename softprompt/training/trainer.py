@@ -97,6 +97,7 @@ class Trainer:
             Diverged: the loss, the gradient or the prompt was not finite in three steps in a row; the best prompt is
                 written.
             UserError: the base alone gives a loss that is not finite.
+            OSError: the last checkpoint or the prompt cannot be written; without a checkpoint the prompt is.
         """
         folder = self.open_folder()
         self.log = RunLog(folder / METRICS_NAME, first_step=self.step, window=self.window, warn=self.report.say)
@@ -113,7 +114,13 @@ class Trainer:
                         with contextlib.suppress(OSError):  # the error that ends the run is the one to be told
                             self._save(folder)
                     raise
-                self._save(folder)
+                try:
+                    self._save(folder)
+                except OSError:
+                    if self.ended:  # the prompt may go to another disk, or be small enough for this one
+                        self._finish()
+                        self.report.say(f"the prompt of step {self.kept_step} is in {self.written}")
+                    raise
                 if not self.ended:
                     place = f"saved at step {self.step} of {self.total} in {folder}; go on with `resume`"
                     assert self.stop_signal is not None  # nothing else stops a run before its end
@@ -228,7 +235,7 @@ class Trainer:
         """
         alone = self.evaluator.not_finite(rows, with_prompt=False)
         if len(alone) == len(rows) and self.step == self.not_finite:  # no step was applied yet
-            raise UserError(f"{what}; {describe_fault(self.base, [row.input_ids for row in alone])}")
+            raise UserError(f"{what}; {describe_fault(self.base, alone)}")
         wrong = alone or self.evaluator.not_finite(rows, with_prompt=True) or rows
         line = f"{what}, with {_numbers(wrong)} of `data`"
         self.not_finite += 1
@@ -239,7 +246,7 @@ class Trainer:
         self._finish(scored=False)
         advice = f"lower `learning_rate` (it was {self.optimizer.rate:.3g})"
         if alone:
-            advice = f"the base alone gives no finite loss there: {describe_fault(self.base, [alone[0].input_ids])}"
+            advice = f"the base alone gives no finite loss there: {describe_fault(self.base, alone[:1])}"
         raise Diverged(
             f"{line}, as in {self.not_finite} steps in a row; {advice}",
             f"; the best prompt, of step {self.kept_step}, is in {self.written}",

@@ -12,6 +12,7 @@ from helpers.models import HIDDEN_SIZE, VOCAB_SIZE, make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
 
 from softprompt import UserError
+from softprompt.base.fingerprint import Likeness, compare_fingerprints, parse_sketch
 from softprompt.base.loading import load_base
 from softprompt.system.process import quiet_libraries
 
@@ -184,6 +185,14 @@ REFUSED = {
     "epsilon text": (config(layer_norm_epsilon="small"), "config.json"),
     "dropout beyond": (config(hidden_dropout=10**30), "hidden_dropout is 1000"),
     "dropout negative": (config(attention_dropout=-1), "attention_dropout is -1"),
+    **{
+        f"{key} {type(value).__name__}": (config(**{key: value}), f"{key} is")
+        for key in ("max_position_embeddings", "n_positions", "seq_length", "sliding_window", "attention_chunk_size")
+        for value in ({}, "x" * 500, 1e308, -1, True, [4])
+    },
+    "window nested": (config(text_config={"sliding_window": "wide"}), "sliding_window is 'wide'"),
+    "kinds of layers": (config(layer_types=["none"] * 2), "config.json"),
+    "kinds of layers a text": (config(layer_types="full_attention"), "config.json"),
     "an encoder too": (config(is_encoder_decoder=True), "an encoder and a decoder"),
     "dtype unknown": (config(dtype="float7"), "config.json"),
     **{f"quantised {name}": (config(quantization_config=each), "copy") for name, each in QUANTISED.items()},
@@ -215,6 +224,13 @@ REFUSED = {
     "tensor flat": (tensors(lambda t: t | {WORD: t[WORD].flatten()}), WORD),
     "tensors whole": (tensors(lambda t: {n: v.long() for n, v in t.items()}), "whole numbers (I64)"),
     "tensors bool": (tensors(lambda t: {n: v > 0 for n, v in t.items()}), "whole numbers (BOOL)"),
+    "tensors complex": (tensors(lambda t: t | {WORD: t[WORD].to(torch.complex64)}), "complex numbers"),
+    "pickle complex": (pickled({WORD: torch.ones(2, dtype=torch.complex64)}), "complex numbers"),
+    "an adapter": (text("adapter_config.json", "{}"), "merge it into its base"),
+    "an adapter of others": (
+        text("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "someone/base", "a": 1}'),
+        "merge it into its base",
+    ),
     "tensors renamed": (tensors(lambda t: {f"other.{n}": v for n, v in t.items()}), "lack"),
     "pickle empty": (pickled(b""), "pytorch_model.bin is empty"),
     "pickle text": (pickled("a text"), "cannot be loaded"),
@@ -316,6 +332,14 @@ def test_damage_to_what_is_not_used_does_nothing(copy, damage):
     base = load_base(str(copy), device=CPU, precision="fp32")
     assert base.fingerprint.sha256 and base.model.generation_config.stop_strings is None
     assert base.model.config.output_hidden_states is False
+
+
+def test_values_beyond_fp32_have_a_fingerprint(copy):
+    tensors(lambda t: t | {WORD: torch.full_like(t[WORD], 3e38)})(copy)
+    base = load_base(str(copy), device=CPU, precision="fp32")
+    norm = parse_sketch(base.fingerprint.sketch)["word_embeddings.weight"][2][0]
+    assert norm == torch.inf  # 3e38 times the root of 8,320 is more than fp32 holds
+    assert compare_fingerprints(base.fingerprint, base.fingerprint) is Likeness.SAME
 
 
 def test_a_sharded_folder_is_compared_too(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -109,6 +110,19 @@ def test_what_is_only_shown_never_ends_a_run(train, words, work, monkeypatch):
         done = subprocess.run(["bash", "-c", line], cwd=work, capture_output=True, timeout=120)
         assert (done.returncode, done.stderr) == (0, b"")
         assert (work / f"{name}.safetensors").exists()
+
+
+def test_a_last_checkpoint_that_cannot_be_saved_does_not_cost_the_prompt(train, work, monkeypatch):
+    passed(train("--prompt-file", "whole.safetensors"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "prompt.run/checkpoint-3")
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", full)
+    result = train()
+    assert result.status == 2 and result.err.endswith("error: prompt.run/checkpoint-3: No space left on device\n")
+    assert re.search(r"the prompt of step \d+ is in prompt\.safetensors", result.out)
+    assert (work / "prompt.safetensors").read_bytes() == (work / "whole.safetensors").read_bytes()
 
 
 def test_a_terminal_that_cannot_print_a_row(words, work, rows_file):

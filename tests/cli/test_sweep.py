@@ -211,3 +211,13 @@ def test_the_bar_ends_full_also_when_trials_were_done_before_or_diverged(
         base, rows = load_inputs(config)
         sweep.Search(config, base, rows, bar).run()
         assert bar.done == bar.total > 0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"options": 3}', '{"options": {"seed": 9}}', "[" * 100_000])
+def test_a_damaged_recipe_is_one_line_and_nothing_is_lost(searched, tmp_path, content):
+    searched()
+    recipe = tmp_path / "prompt.sweep" / "sweep.json"
+    recipe.write_text(content)
+    before = snapshot(tmp_path)
+    assert_one_line(searched("--resume"), "--resume", "--overwrite")
+    assert snapshot(tmp_path) == before

@@ -1,9 +1,10 @@
-"""The start that is made of the training rows' answers."""
+"""The starts of a prompt: the training rows' answers, a text, ids."""
 
+import pytest
 import torch
 from helpers.models import make_model, make_tokenizer
 
-from softprompt import SoftPromptEmbedding
+from softprompt import SoftPromptEmbedding, UserError
 from softprompt.config.commands import TrainConfig
 from softprompt.prompt.start import initial_prompt
 from softprompt.tokens.encoding import EncodedRow
@@ -36,3 +37,13 @@ def test_ids_are_cut_or_repeated_and_embedded_by_the_module():
     prompt = SoftPromptEmbedding.from_ids([3, 1], embedding, 5)
     assert torch.equal(prompt.weight, embedding.weight[[3, 1, 3, 1, 3]])
     assert torch.equal(SoftPromptEmbedding.from_ids([3, 1], embedding, 1).weight, embedding.weight[[3]])
+
+
+def test_an_id_without_an_embedding_is_one_line():
+    tokenizer, embedding = make_tokenizer(), torch.nn.Embedding(10, 4)
+    ids = tokenizer("a text of many letters")["input_ids"]
+    wrong = next(id for id in ids if id >= 10)
+    with pytest.raises(UserError, match=f"its tokenizer gives id {wrong}, its embedding has 10 rows"):
+        SoftPromptEmbedding.from_text("a text of many letters", tokenizer, embedding)
+    with pytest.raises(UserError, match="gives id -1,"):
+        SoftPromptEmbedding.from_ids([3, -1], embedding, 2)
