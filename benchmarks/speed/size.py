@@ -1,12 +1,12 @@
 """What the number of rows costs: memory, the time until the first step of a first and of a second run, a checkpoint.
 
-usage: python benchmarks/speed/size.py [--rows 10000 1000000] [--questions 0] [--checkout FOLDER]
+usage: python benchmarks/speed/size.py [--rows 10000 1000000] [--questions 0] [--long-rows 0] [--checkout FOLDER]
 
 For every number of rows it writes a file of so many, and trains 4 steps on the shipped base, twice, each in a process
 of its own with an empty cache folder at first. Memory is the most anonymous memory that the process held (`RssAnon`,
 which leaves mapped pages out), so this runs on Linux. CPU seconds stand beside those of the clock, which other work on
-the machine makes longer. With `--questions` it answers so many questions with 4 tokens each. `--checkout` takes the
-command from another checkout, to compare with.
+the machine makes longer. With `--questions` it answers so many questions with 4 tokens each. With
+`--long-rows` one row of 1,000 has so many megabytes. `--checkout` takes the command from another checkout.
 """
 
 import argparse
@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000], help="default: %(default)s")
     parser.add_argument("--questions", type=int, nargs="*", default=[], help="numbers of questions to answer")
+    parser.add_argument("--long-rows", type=int, nargs="*", default=[], help="megabytes of one row of 1,000")
     parser.add_argument("--checkout", type=Path, default=ROOT, help="default: this one")
     options = parser.parse_args()
     for count in options.rows:
@@ -53,6 +54,11 @@ def main() -> None:
             write_rows(Path(folder) / "rows.jsonl", count)
             for run in ("first", "second"):
                 show(f"{count:,} rows, {run} run", train(options.checkout, Path(folder)))
+    for megabytes in options.long_rows:
+        with tempfile.TemporaryDirectory() as folder:
+            write_rows(Path(folder) / "rows.jsonl", 1000, longest=megabytes * 10**6)
+            for run in ("first", "second"):
+                show(f"a row of {megabytes} MB, {run} run", train(options.checkout, Path(folder)))
     for count in options.questions:
         with tempfile.TemporaryDirectory() as folder:
             write_rows(Path(folder) / "rows.jsonl", count)
@@ -60,8 +66,8 @@ def main() -> None:
             show(f"{count:,} questions", answer(options.checkout, Path(folder)))
 
 
-def write_rows(path: Path, count: int) -> None:
-    """Write rows of about 60 tokens, no two of them alike."""
+def write_rows(path: Path, count: int, longest: int = 0) -> None:
+    """Write rows of about 60 tokens, no two of them alike; `longest` is the number of characters of the first."""
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
@@ -69,6 +75,8 @@ def write_rows(path: Path, count: int) -> None:
                 "instruction": f"Question {number}: " + " ".join(draw.choices(WORDS, k=20)),
                 "output": " ".join(draw.choices(WORDS, k=15)),
             }
+            if longest and number == 0:
+                row["output"] = " ".join(draw.choices(WORDS, k=longest // 5))[:longest]
             file.write(json.dumps(row) + "\n")
 
 
