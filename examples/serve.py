@@ -36,7 +36,7 @@ from softprompt.base.device import resolve_device
 from softprompt.base.loading import Base, load_base, require_known_ids
 from softprompt.config.commands import Sampling
 from softprompt.config.options import flags_in
-from softprompt.data.row import Row
+from softprompt.data.row import Row, RowKinds
 from softprompt.engine.continuous import ContinuousDecoding, RunningRow
 from softprompt.engine.front import Front
 from softprompt.engine.fronts import FrontCaches
@@ -99,7 +99,7 @@ class Prompts:
         self.base, self.folder = base, folder
         self.base_name = base.name.rstrip("/").rsplit("/", 1)[-1]
         self._bank = PromptBank(base, allow_other=allow_other)
-        self._alone = Target(encoder_for(base, []), Front())
+        self._alone = Target(encoder_for(base, RowKinds()), Front())
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:

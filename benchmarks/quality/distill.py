@@ -38,6 +38,7 @@ from softprompt.optim.schedule import rows_of_step
 from softprompt.packs.batches import pack_rows, plan_batches
 from softprompt.prompt.embedding import SoftPromptEmbedding
 from softprompt.prompt.file import save_prompt
+from softprompt.tokens.encoding import Encoder
 from softprompt.training.objective import Objective
 from softprompt.training.report import Report
 from softprompt.training.run import note_run, prepare_run
@@ -86,7 +87,7 @@ class Work:
         return config, base, rows, objective, text
 
 
-def kept_rate(name: str, model: object, encoder: object) -> float:
+def kept_rate(name: str, model: object, encoder: Encoder) -> float:
     """The share of greedy answers to the test questions that keep the rule of the text."""
     asked = questions(name)["test"][:ANSWERED]
     ids = encoder.questions([Row.asked(question) for question, _ in asked])

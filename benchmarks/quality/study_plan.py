@@ -25,7 +25,7 @@ RATES = {
     "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     "full": (3e-5, 1e-4, 3e-4, 1e-3),
 }
-FURTHER_RATES = {  # where a method was best at the end of its grid
+FURTHER_RATES: dict[str, dict[str, tuple[float, ...]]] = {  # where a method was best at the end of its grid
     "bloom": {"full": (3e-3,)},
     "smollm2": {"prompt-text": (1.0,), "prompt-vocab": (1.0, 3.0)},
 }

@@ -167,8 +167,8 @@ def targets(results: Results, tasks: dict[str, Sequence[str]]) -> list[tuple[str
             steps.append(f"{where} {f'{reached / total:.0%}' if reached is not None else 'not reached'}")
         if len(ours.runs) > 1:
             spreads.append(f"{where} {spread(ours):.1%}")
-    ours = [record for record in results if record["method"] == "softprompt" and record["alpha"] is None]
-    diverged = sum("failed" in record or record["diverged"] for record in ours)  # a run that ends in NaN is "failed"
+    own = [record for record in results if record["method"] == "softprompt" and record["alpha"] is None]
+    diverged = sum("failed" in record or record["diverged"] for record in own)  # a run that ends in NaN is "failed"
     return [
         ("held-out loss against PEFT at its best grid rate", "+0 %", "-5 %", against),
         ("steps to PEFT's final held-out loss", "100 %", "50 %", steps),

@@ -94,7 +94,7 @@ def _world_task(name: str, build: Callable[[Question], str], reported: bool, fre
 def _split(name: str, groups: list[list[tuple[str, str, str]]], sizes: tuple[int, int, int]) -> Task:
     """Shuffle whole groups and deal them out: report, select, then as many to train as there are, up to its size."""
     random.Random(name).shuffle(groups)
-    rows = [Row.asked(*group, number) for number, group in enumerate(_flat(groups), 1)]
+    rows = [Row.asked(*group, number=number) for number, group in enumerate(_flat(groups), 1)]
     train, select, report = sizes
     start = report + select
     return Task(train=rows[start : start + train], select=rows[report:start], report=rows[:report])

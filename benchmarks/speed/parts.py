@@ -22,13 +22,14 @@ from flops import least_flops, measured_peak, model_size
 from rows import choose_rows, encoded
 from shapes import DEFAULT_CACHE, DTYPES, SHAPES, make_checkpoint
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from softprompt.engine import bloom, forward
+from softprompt.engine import forward
 from softprompt.engine.front import Front
+from softprompt.optim import soap
+from softprompt.packs import attention, bloom
 from softprompt.packs.batches import Pack, cut_passes, pack_rows
 from softprompt.system.process import silence_libraries
-from softprompt.training import soap
 
 ROWS_PER_STEP = 8
 
@@ -111,7 +112,7 @@ def without(*names: str) -> Iterator[None]:
         yield
 
 
-def train(model: torch.nn.Module, prompt: Tensor, packs: list[Pack]) -> None:
+def train(model: PreTrainedModel, prompt: Tensor, packs: list[Pack]) -> None:
     for pack in packs:
         forward.pack_loss(model, Front(prompt=prompt), pack).backward()
 
@@ -138,7 +139,7 @@ def operations(dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[],
     bounds = [12, 252, 402, 512, 602, 672, 732, 762, 782]  # eight rows of 240 to 20 places behind 12 shared ones
     lengths = [end - start for start, end in pairwise(bounds)]
     positions = [*range(12), *(place for length in lengths for place in range(12, 12 + length))]
-    layout, rules = forward.Layout(bounds, torch.tensor(positions)), forward.Rules(0.125, slopes=torch.ones(16))
+    layout, rules = attention.Layout(bounds, torch.tensor(positions)), attention.Rules(0.125, slopes=torch.ones(16))
     parts = [torch.randn(16, bounds[-1], 64).to(dtype).requires_grad_() for _ in range(3)]
     ones = torch.ones(bounds[-1], 16, 64, dtype=dtype)
 
@@ -156,12 +157,19 @@ def operations(dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[],
     def products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         return torch.bmm(torch.baddbmm(bias, query, key.transpose(1, 2), alpha=rules.scale).softmax(-1), value)
 
+    query, key, value = parts
+
+    def own() -> Tensor:
+        return attention.attend(query, key, value, layout, rules)
+
     yield (
         "attention of a pack of eight rows, 16 heads",
         {
             "scaled_dot_product_attention": lambda: torch.autograd.grad(by_autograd(kernel), parts, ones),
             "autograd over products": lambda: torch.autograd.grad(by_autograd(products), parts, ones),
-            "attention.py": lambda: torch.autograd.grad(forward.attend(*parts, layout, rules), parts, ones),
+            "attention.py": lambda: torch.autograd.grad(
+                attention.attend(query, key, value, layout, rules), parts, ones
+            ),
         },
     )
 
