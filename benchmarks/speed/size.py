@@ -44,7 +44,7 @@ STEPS = 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000], help="default: %(default)s")
+    parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 1_000_000], help="default: %(default)s")
     parser.add_argument("--questions", type=int, nargs="*", default=[], help="numbers of questions to answer")
     parser.add_argument("--long-rows", type=int, nargs="*", default=[], help="megabytes of one row of 1,000")
     parser.add_argument("--checkout", type=Path, default=ROOT, help="default: this one")

@@ -71,7 +71,9 @@ def read_config(folder: Path, name: str) -> PretrainedConfig:
     with foreign(what):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         config._attn_implementation = None
-        config.output_hidden_states = False  # of all layers, which nothing here reads
+        for each in {id(part): part for part in (config, config.get_text_config())}.values():
+            # what a forward pass returns is what the engine reads, and not also what nothing here does
+            each.return_dict, each.output_hidden_states, each.output_attentions = True, False, False
         architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")]
         causal = bool(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()).intersection(architectures))
     if not causal:

@@ -289,7 +289,9 @@ HARMLESS = {
     "generation types": text("generation_config.json", '{"temperature": "hot", "top_k": [], "max_length": "x"}'),
     "generation own": text("generation_config.json", '{"stop_strings": ["a"], "return_dict_in_generate": true}'),
     "module": text("modeling_own.py", "raise SystemExit"),
-    "outputs": config(output_hidden_states="float16"),
+    "outputs": config(output_hidden_states="float16", output_attentions=[1]),
+    "a tuple": config(return_dict=False),
+    "a text": config(return_dict=""),
     "kernel": config(attn_implementation="someone/kernel"),
     "unknown keys": config(a={"b": [None, DEEP]}, ten=10**400),
 }
@@ -332,6 +334,10 @@ def test_damage_to_what_is_not_used_does_nothing(copy, damage):
     base = load_base(str(copy), device=CPU, precision="fp32")
     assert base.fingerprint.sha256 and base.model.generation_config.stop_strings is None
     assert base.model.config.output_hidden_states is False
+    ids = torch.tensor([[4, 5, 6]])
+    assert (
+        base.model(ids).logits.shape == (1, 3, VOCAB_SIZE) and base.model.generate(ids, max_new_tokens=2).shape[1] > 3
+    )
 
 
 def test_values_beyond_fp32_have_a_fingerprint(copy):
