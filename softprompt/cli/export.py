@@ -191,7 +191,7 @@ def to_vllm(config: ExportConfig, files: "dict[str, PromptFile]") -> None:
         write_files(temporary, content)
     print(f"written to {folder}: {', '.join(content)}")
     print(f"start: vllm serve {shlex.quote(served)} --enable-prompt-embeds --dtype {str(dtype).removeprefix('torch.')}")
-    print("it then unpickles tensors of its clients, so let only clients that you trust reach it; none was tried here")
+    print("it then unpickles tensors of its clients, so let only clients that you trust reach it")
     if encoder.placement == "front":
         print(
             "no chat request: there vLLM writes the chat template around the prompt, which stands in front of it here"
