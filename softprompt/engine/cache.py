@@ -1,158 +1,317 @@
-"""The key/value cache of one batch, with the front's keys and values (`front.py`) first. Its size never changes.
+"""Keys and values of rows, and which of them every token of a forward pass sees.
 
-Every row of the batch uses the same slots; T counts its pads too:
+A row has its slots for itself, one for each of its positions and without pads:
 
-    slot       0 .. F-1   F .. F+T-1             F+T ..
-    holds      front      pads, then the text    new tokens
-    position   0 .. F-1   none, then F, F+1, ..  one more each
+    slot = position   0 .. F-1   F .. F+T-1   F+T ..
+    holds             front      text         new tokens
 
-All rows fill the same slots in the same forward pass, whatever their length. Only the positions decide which slots a
-row sees. Rows may have fronts of their own: F is then the longest, and the slots that a shorter front leaves free are
-pads. Letters in shapes: the B rows have S slots each, of which a forward pass fills L and looks at K; there are Q
-query heads and G key heads, each D wide.
+A query sees the slots up to its own position, so what lies in the slots behind it, from a row that has left, is hidden.
+
+A forward pass is a list of tokens, as a pack is. The first rows of the cache take one new token each, and the rows
+behind them, which have just joined, their whole texts. What several texts begin with is computed once and written into
+the slots of all of them. Letters in shapes: a pass has N tokens; the cache has room for R rows of S slots each; there
+are Q query heads and G key heads, each D wide.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from softprompt.packs.attention import Rules
+from softprompt.packs.cpu_kernels import cpu_uses_amx
 
-PAD = 1 << 30  # the position of a pad: it comes after every real token, so causality hides the pad from them all
+SLOTS_AT_A_TIME = 64  # by which a cache grows
+SHARED = 4  # fewest ids in common that are worth a part of their own
 
 
 class Cache:
-    """Keys and values `[B, G, S, D]` of every layer, and the slots that the current forward pass fills."""
+    """Keys and values `[R, G, S, D]` of every layer; only the first rows are in use.
 
-    def __init__(self, positions: Tensor, fronts: "Cache | Sequence[Cache]" = ()) -> None:
-        """Make room for slots with these `positions`, int64 `[B, S]`.
+    Attributes:
+        lengths: how many slots are filled, for every row in use.
+        fronts: what the row has joined behind, for every row in use.
+    """
 
-        Args:
-            fronts: a cache of one row, whose F slots become the first slots of every row; or one such cache for each
-                of the B rows.
-        """
-        self.padded = bool((positions == PAD).any())
-        # [B or 1, S]: without pads, all rows have the same positions
-        self.positions = positions if self.padded else positions[:1]
+    def __init__(self, rows: int = 0) -> None:
+        """Begin with so many rows, of which no slot is filled."""
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
-        fronts = [fronts] * len(positions) if isinstance(fronts, Cache) else fronts
-        for front in dict.fromkeys(fronts):
-            of_front = [row for row, each in enumerate(fronts) if each is front]
-            rows = slice(None) if len(of_front) == len(fronts) else of_front
-            for mine, given in ((self.keys, front.keys), (self.values, front.values)):
-                for layer, tensor in given.items():
-                    if layer not in mine:
-                        mine[layer] = _room(tensor, positions.shape[1], len(positions))
-                    mine[layer][rows, :, : tensor.shape[2]] = tensor
+        self.lengths = [0] * rows
+        self.fronts: list[Cache] = [self] * rows
+        self.room = (0, 0)  # R and S
+        self._distances: dict[tuple[object, ...], Tensor] = {}
 
-    def begin(self, slots: Tensor, seen: int | None = None) -> None:
-        """Start a forward pass that fills `slots`, consecutive indices, int64 `[L]`.
-
-        Args:
-            seen: how many slots, counted from the first, the queries look at. None means all of them: those that are
-                not filled yet are hidden by their positions, so the result is the same and no shape ever changes.
-        """
-        self.slots, self.seen = slots, seen
-        self.queries = self.positions[:, slots]  # [B or 1, L]
-        self._biases: dict[tuple[bool, int | None], Tensor] = {}
+    @property
+    def rows(self) -> int:
+        """How many rows are in use."""
+        return len(self.lengths)
 
     @property
     def nbytes(self) -> int:
         """The bytes of all keys and values."""
         return sum(each.nbytes for kept in (self.keys, self.values) for each in kept.values())
 
+    def reserve(self, rows: int, slots: int) -> None:
+        """Make room for at least so many rows and slots."""
+        before = self.room
+        self.room = (max(rows, before[0]), max(slots, before[1]))
+        if self.room == before:
+            return
+        self._distances = {}
+        for tensors in (self.keys, self.values):
+            for layer, tensor in tensors.items():
+                larger = self._zeros(tensor)
+                larger[: self.rows, :, : before[1]] = tensor[: self.rows]
+                tensors[layer] = larger
+
+    def join(self, fronts: Sequence["Cache"]) -> None:
+        """Add a row behind each of these fronts, which are caches of one row."""
+        first, rows, room = self.rows, self.rows + len(fronts), self.room[0]
+        self.reserve(rows if rows <= room else max(rows, 2 * room), max(front.lengths[0] for front in fronts))
+        self.lengths += [front.lengths[0] for front in fronts]
+        self.fronts += fronts
+        for front in dict.fromkeys(fronts):
+            own = _indices([first + place for place, each in enumerate(fronts) if each is front])
+            for mine, given in ((self.keys, front.keys), (self.values, front.values)):
+                for layer, tensor in given.items():
+                    if layer not in mine:
+                        mine[layer] = self._zeros(tensor)
+                    mine[layer][own, :, : tensor.shape[2]] = tensor
+
+    def leave(self, row: int, *, clean: bool = False) -> None:
+        """Let the last row take the place of a row; `clean` where its values may not be finite, since 0 x NaN is NaN.
+
+        Without rows, the memory is given back.
+        """
+        last = self.rows - 1
+        for tensors in (self.keys, self.values):
+            for tensor in tensors.values():
+                if row != last:
+                    tensor[row] = tensor[last]
+                if clean:
+                    tensor[last] = 0
+        self.lengths[row], self.fronts[row] = self.lengths[last], self.fronts[last]
+        del self.lengths[last], self.fronts[last]
+        if not self.lengths:
+            self.keys, self.values, self.room, self._distances = {}, {}, (0, 0), {}
+
+    def layer(self, number: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values of a layer, each `[R, G, S, D]`, for keys like `[G, N, D]`."""
+        if number not in self.keys:
+            self.keys[number], self.values[number] = self._zeros(like[None]), self._zeros(like[None])
+        return self.keys[number], self.values[number]
+
+    def by_distance(self, rules: Rules, like: Tensor) -> Tensor:
+        """What is added to a score, for every distance from S - 1 down to 1 - S: `[1 or Q, 2 S - 1]` in `like`'s dtype.
+
+        So a query at position p finds the S keys' numbers in one piece, from place S - 1 - p on.
+        """
+        key = (rules.slopes is None, rules.window, like.dtype)
+        if key not in self._distances:
+            distances = torch.arange(self.room[1] - 1, -self.room[1], -1, device=like.device)
+            self._distances[key] = bias(distances, rules).to(like.dtype)
+        return self._distances[key]
+
+    def _zeros(self, like: Tensor) -> Tensor:
+        """Room for the keys or values of a layer; empty memory would not do, since 0 x NaN is NaN."""
+        return like.new_zeros(self.room[0], like.shape[1], self.room[1], like.shape[3])
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Ids that stand at the same positions of some rows behind the same ids, so that they are computed once.
+
+    Attributes:
+        rows: the rows of the cache that hold them, in ascending order.
+        start: the position of the first.
+    """
+
+    rows: list[int]
+    start: int
+    ids: Sequence[int]
+
     @property
-    def position_ids(self) -> Tensor:
-        """The position_ids of the slots being filled, int64 `[B or 1, L]`; a pad gets 0, but any valid one would do."""
-        return self.queries.masked_fill(self.queries == PAD, 0) if self.padded else self.queries
+    def end(self) -> int:
+        """The position behind the last."""
+        return self.start + len(self.ids)
+
+
+class Pass:
+    """One forward pass: which tokens it has, at which positions, and the attention of its layers.
+
+    Attributes:
+        ids: the ids of the segments, one segment behind the other.
+        position_ids: int64 `[N]`, first those of the rows that take one token each.
+        last: the places of the last token of every row, int64 `[rows]`; None if these are all the tokens.
+    """
+
+    def __init__(
+        self, cache: Cache, steps: Sequence[int] | Tensor, segments: Sequence[Segment] = (), *, device: torch.device
+    ) -> None:
+        """Plan the pass.
+
+        Args:
+            steps: the positions of the tokens of the first rows, one each. As a tensor they may change until the pass
+                runs, which a CUDA graph makes use of.
+            segments: the texts of the other rows, a segment behind those that it continues.
+        """
+        self.cache, self.segments, self.count = cache, segments, len(steps)
+        self.ids = [id for segment in segments for id in segment.ids]
+        self._same = not isinstance(steps, Tensor) and len({*steps}) == 1  # all rows write into the same slot
+        self._first = 0 if isinstance(steps, Tensor) or not self._same else steps[0]
+        self._slots = steps if isinstance(steps, Tensor) else torch.tensor(steps, dtype=torch.long, device=device)
+        self._rows = torch.arange(self.count, device=device)
+        positions = [torch.arange(each.start, each.end, device=device) for each in segments]
+        self.position_ids = torch.cat([self._slots, *positions]) if positions else self._slots
+        self.last = torch.tensor(self._last_places(), device=device) if segments else None
+        self._biases: dict[tuple[object, ...], Tensor] = {}
+
+    def _last_places(self) -> list[int]:
+        """The place of the last token of every row."""
+        last, place = {row: row for row in range(self.count)}, self.count
+        for segment in self.segments:
+            place += len(segment.ids)
+            last |= dict.fromkeys(segment.rows, place - 1)  # a row's segments follow each other
+        return [last[row] for row in range(self.cache.rows)]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
-        """Write `key` and `value` `[B, G, L, D]` of layer number `layer` into the slots, then attend to what is there.
+        """Write `key` and `value` `[G, N, D]` of a layer into the slots, then attend to what is there.
 
-        `query` is `[B, Q, L, D]`, and so is the result.
+        `query` is `[Q, N, D]`; the result is `[N, Q, D]`.
         """
-        if layer not in self.keys:
-            self.keys[layer], self.values[layer] = (_room(new, self.positions.shape[1]) for new in (key, value))
-        keys, values = self.keys[layer], self.values[layer]
-        keys.index_copy_(2, self.slots, key)
-        values.index_copy_(2, self.slots, value)
-        return attention(query, keys[:, :, : self.seen], values[:, :, : self.seen], self._bias(rules, query), rules)
+        keys, values = self.cache.layer(layer, key)
+        if not self.segments:
+            return self._attend_steps(query, key, value, keys, values, rules)
+        output, place = query.new_empty(query.shape[1], query.shape[0], query.shape[2]), self.count
+        if place:
+            new = slice(place)
+            output[new] = self._attend_steps(query[:, new], key[:, new], value[:, new], keys, values, rules)
+        for number, segment in enumerate(self.segments):
+            own, rows, end = slice(place, place + len(segment.ids)), _indices(segment.rows), segment.end
+            keys[rows, :, segment.start : end] = key[:, own]
+            values[rows, :, segment.start : end] = value[:, own]
+            one = slice(segment.rows[0], segment.rows[0] + 1)
+            seen, shown = keys[one, :, :end], values[one, :, :end]
+            added = self._segment_bias(number, segment, rules, query)
+            output[own] = attention(query[None, :, own], seen, shown, added, rules)[0].transpose(0, 1)
+            place = own.stop
+        return output
 
-    def _bias(self, rules: Rules, query: Tensor) -> Tensor | None:
-        """The `bias` of this forward pass, computed once for all layers with the same rules; None if it would be 0."""
-        plain = rules.slopes is None and rules.window is None
-        if plain and not self.padded and query.shape[2] == 1 and self.seen is not None:
-            return None
+    def _attend_steps(
+        self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, rules: Rules
+    ) -> Tensor:
+        """Attend for the rows that take one token each; they look at all slots, so that no tensor has gaps."""
+        count, (query, key, value) = self.count, (each.transpose(0, 1) for each in (query, key, value))
+        keys, values = keys[:count], values[:count]
+        if self._same:
+            keys[:, :, self._first], values[:, :, self._first] = key, value
+        else:
+            keys[self._rows, :, self._slots], values[self._rows, :, self._slots] = key, value
+        return attention(query[:, :, None], keys, values, self._step_bias(rules, query), rules).squeeze(2)
+
+    def _step_bias(self, rules: Rules, query: Tensor) -> Tensor:
+        """What is added to the scores of the rows with one token each, `[1 or B, 1 or Q, 1, S]`."""
         key = (rules.slopes is None, rules.window)
         if key not in self._biases:
-            self._biases[key] = bias(self.queries, self.positions[:, : self.seen], rules).to(query.dtype)
+            numbers, slots = self.cache.by_distance(rules, query), self.cache.room[1]
+            if self._same:
+                found = numbers[None, :, slots - 1 - self._first :][..., :slots]
+            else:
+                found = numbers.unfold(1, slots, 1).index_select(1, slots - 1 - self._slots).transpose(0, 1)
+            self._biases[key] = found[:, :, None]
+        return self._biases[key]
+
+    def _segment_bias(self, number: int, segment: Segment, rules: Rules, query: Tensor) -> Tensor:
+        """What is added to the scores of a segment, `[1, 1 or Q, ids, end]`."""
+        key = (rules.slopes is None, rules.window, number)
+        if key not in self._biases:
+            numbers, slots = self.cache.by_distance(rules, query), self.cache.room[1]
+            # one line for each query, the last query's first
+            lines = numbers.unfold(1, segment.end, 1)[:, slots - segment.end : slots - segment.start]
+            self._biases[key] = lines.flip(1)[None]
         return self._biases[key]
 
 
-def slot_positions(mask: Tensor, front_length: int | Sequence[int], new_tokens: int) -> Tensor:
-    """The positions of all slots, int64 `[B, F + T + new]`, from the attention_mask `[B, T]` of a left-padded text.
-
-    Real tokens are counted from 0, the front's first; pads get `PAD`.
+def segments_of(cache: Cache, texts: Sequence[Sequence[int]], first_row: int) -> list[Segment]:
+    """Cut the texts of the last rows of a cache, so that what rows behind one front have in common is computed once.
 
     Args:
-        front_length: F, or the length of every row's own front, of which F is the largest.
+        first_row: the row that has the first text.
     """
-    lengths = [front_length] if isinstance(front_length, int) else front_length
-    ends = torch.tensor(lengths, device=mask.device)[:, None]  # [1 or B, 1]
-    in_front = torch.arange(max(lengths), device=mask.device) < ends
-    real = torch.cat([in_front.expand(len(mask), -1), F.pad(mask != 0, (0, new_tokens), value=True)], dim=1)
-    return (real.cumsum(1) - 1).masked_fill(~real, PAD)
+    segments: list[Segment] = []
+    fronts = cache.fronts[first_row:]
+    for front in dict.fromkeys(fronts):
+        rows = sorted((list(texts[place]), first_row + place) for place, each in enumerate(fronts) if each is front)
+        for members, start, end in _shared(rows, 0):
+            held_by = sorted(row for _, row in members)
+            segments.append(Segment(held_by, front.lengths[0] + start, members[0][0][start:end]))
+    return segments
 
 
-def bias(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
-    """What is added to the scores of queries and keys at positions `[B, L]` and `[B, K]`: fp32 `[B, 1 or Q, L, K]`.
+def _shared(rows: list[tuple[list[int], int]], done: int) -> Iterator[tuple[list[tuple[list[int], int]], int, int]]:
+    """Cut sorted rows of which `done` ids are cut already: the rows that share a piece, its start and its end."""
+    (first, _), (last, _) = rows[0], rows[-1]  # of sorted rows, these two differ earliest
+    same = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    if len(rows) > 1 and same - done >= SHARED:
+        yield rows, done, same
+        done = same
+    for _, members in itertools.groupby(rows, key=lambda row: row[0][same : same + 1]):
+        group = list(members)
+        length = len(group[0][0])
+        if len(group) > 1 and length > same:
+            yield from _shared(group, done)
+        elif length > done:
+            yield group, done, length  # one row, or rows that are the same
 
-    It holds ALiBi, and -inf where a key is hidden. ALiBi counts from the query, as `Layout._bias` in `attention.py`
+
+def bias(distances: Tensor, rules: Rules) -> Tensor:
+    """What is added to the score of a query and a key that is so many positions before it, `[*]` -> fp32 `[1 or Q, *]`.
+
+    It holds ALiBi, and -inf where the key is hidden. ALiBi counts from the query, as `Layout._bias` in `attention.py`
     explains.
     """
-    distance = (queries[:, :, None] - keys[:, None, :])[:, None]  # [B, 1, L, K]
-    hidden = distance < 0
+    hidden = distances < 0
     if rules.window is not None:
-        hidden |= distance >= rules.window
-    if rules.slopes is None:
-        slanted = torch.zeros_like(distance, dtype=torch.float32)
-    else:
-        slanted = rules.slopes[:, None, None] * -distance
-    return slanted.masked_fill(hidden, -math.inf)
+        hidden |= distances >= rules.window
+    slopes = torch.zeros(1, device=distances.device) if rules.slopes is None else rules.slopes
+    return (slopes.view(-1, *[1] * distances.dim()) * -distances).masked_fill(hidden, -math.inf)
 
 
-def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, rules: Rules) -> Tensor:
+def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, rules: Rules) -> Tensor:
     """Compute the attention of query `[B, Q, L, D]` to keys and values `[B, G, K, D]`: `[B, Q, L, D]`."""
+    if rules.softcap is not None or _products_are_faster(query):
+        return _by_products(query, keys, values, bias, rules)
     heads, groups = query.shape[1], query.shape[1] // keys.shape[1]
-    if rules.softcap is not None:
-        return _capped_attention(query, keys, values, bias, rules.scale, rules.softcap)
     # with one query per row, the query heads that share a key head can be passed as several queries of that head
-    folded = groups > 1 and query.shape[2] == 1 and (bias is None or bias.shape[1] == 1)
+    folded = groups > 1 and query.shape[2] == 1 and bias.shape[1] == 1
     query = query.reshape(len(query), -1, groups, query.shape[3]) if folded else query
     gqa = groups > 1 and not folded
     output = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=rules.scale, enable_gqa=gqa)
     return output.reshape(len(query), heads, -1, output.shape[3])
 
 
-def _capped_attention(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float, softcap: float
-) -> Tensor:
-    """Compute `attention` with soft-capped scores, which torch's fused kernel does not offer."""
-    shape = (len(query), keys.shape[1], -1, query.shape[3])
-    scores = (query.reshape(shape) @ keys.transpose(2, 3)).view(*query.shape[:3], -1)  # [B, Q, L, K]
-    scores = softcap * torch.tanh(scores * (scale / softcap))
-    scores = scores if bias is None else scores + bias
-    probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    return (probabilities.view(*shape[:3], keys.shape[2]) @ values).view(query.shape)
+def _products_are_faster(query: Tensor) -> bool:
+    """Whether torch's fused kernel is the slower way: in bf16 on a CPU without AMX (docs/experiments.md)."""
+    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and not cpu_uses_amx()
 
 
-def _room(tensor: Tensor, slots: int, rows: int | None = None) -> Tensor:
-    """Zeros `[rows, G, slots, D]` like `tensor` `[B, G, *, D]`; `rows` is B by default.
+def _by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, rules: Rules) -> Tensor:
+    """Compute `attention` as two products with a softmax between them, where scores may be capped."""
+    heads = query.reshape(len(query) * keys.shape[1], -1, query.shape[3])  # [B * G, Q / G * L, D]
+    scores = torch.bmm(heads, keys.flatten(0, 1).transpose(1, 2)).view(*query.shape[:3], -1)  # [B, Q, L, K]
+    if rules.softcap is None:
+        scores = torch.add(bias, scores, alpha=rules.scale)
+    else:
+        scores = rules.softcap * torch.tanh(scores * (rules.scale / rules.softcap)) + bias
+    probabilities = scores.softmax(-1)  # in fp32 inside, for half precisions
+    return torch.bmm(probabilities.view(*heads.shape[:2], -1), values.flatten(0, 1)).view(query.shape)
 
-    Empty memory would not do: a hidden slot has weight 0, and 0 x NaN is NaN.
-    """
-    return tensor.new_zeros(rows or len(tensor), tensor.shape[1], slots, tensor.shape[3])
+
+def _indices(rows: list[int]) -> slice | list[int]:
+    """The rows as a slice if they stand side by side, which is copied faster."""
+    return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
