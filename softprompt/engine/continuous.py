@@ -4,7 +4,8 @@ A forward pass adds one id to every row that has its text, and reads the texts o
 the last row moves to its place, so that the rows that are there are always the first ones of the cache.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +33,7 @@ class RunningRow:
         max_new_tokens: how many new ids the row may have.
         end_ids: the ids that end it.
         choose: chooses every new id; None takes the most probable one.
+        opening: ids of the text that are a part of the front, which only `choose` is told of.
         new_ids: the new ids so far, the one that ends the row included.
         failed: the row ended because its logits were not finite.
     """
@@ -41,6 +43,7 @@ class RunningRow:
     max_new_tokens: int
     end_ids: Sequence[int] = ()
     choose: Choose | None = None
+    opening: Sequence[int] = ()
     new_ids: list[int] = field(default_factory=list)
     failed: bool = False
 
@@ -59,13 +62,15 @@ class RunningRow:
 class ContinuousDecoding:
     """Rows that are decoded together; one thread at a time may use it, and nothing else may run the base meanwhile."""
 
-    def __init__(self, base_model: PreTrainedModel, fronts: FrontCaches, *, max_rows: int, max_slots: int) -> None:
+    def __init__(
+        self, base_model: PreTrainedModel, fronts: FrontCaches, *, max_rows: int, max_slots: int | None = None
+    ) -> None:
         """Begin without rows.
 
         Args:
             fronts: keeps the keys and values of the fronts.
             max_rows: how many rows may run at the same time.
-            max_slots: the slots of the cache, rows times the slots of the row that needs most.
+            max_slots: the slots of the cache, rows times the slots of the row that needs most; None means no limit.
 
         Raises:
             UserError: the base is of a family whose rows run one by one.
@@ -79,7 +84,9 @@ class ContinuousDecoding:
 
     def fits(self, *rows: RunningRow) -> bool:
         """Whether these rows could run beside each other in an empty cache."""
-        return len(rows) <= self.max_rows and len(rows) * max(row.slots for row in rows) <= self.max_slots
+        if len(rows) > self.max_rows:
+            return False
+        return self.max_slots is None or len(rows) * max(row.slots for row in rows) <= self.max_slots
 
     def has_room(self, *rows: RunningRow) -> bool:
         """Whether these rows may join now."""
@@ -108,6 +115,14 @@ class ContinuousDecoding:
                 self.leave(row)
         return rows
 
+    def answered(self, rows: Iterable[RunningRow]) -> Iterator[RunningRow]:
+        """Let rows join one after another, each as soon as there is room, and give every row when it has finished."""
+        waiting = deque(rows)
+        while waiting or self.rows:
+            while waiting and self.has_room(waiting[0]):
+                self.join([waiting.popleft()])
+            yield from [row for row in self.step() if row.is_finished]
+
     def leave(self, row: RunningRow) -> None:
         """Take a row out, finished or not."""
         place = self.rows.index(row)
@@ -132,5 +147,5 @@ def _choose(rows: Sequence[RunningRow], logits: Tensor) -> None:
         elif row.choose is None:
             row.new_ids.append(id)
         else:
-            so_far = torch.tensor([[*row.ids, *row.new_ids]], device=logits.device)
+            so_far = torch.tensor([[*row.opening, *row.ids, *row.new_ids]], device=logits.device)
             row.new_ids.append(row.choose(so_far, logits[place : place + 1].to(torch.float32, copy=True)))

@@ -11,7 +11,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
-from softprompt.answering.batch import answers_beside_references, greedy_answers
+from softprompt.answering.greedy import answers_beside_references, greedy_answers
 from softprompt.engine import fronts as fronts_module
 from softprompt.engine.forward import pack_loss, pack_scores
 from softprompt.engine.front import Front
