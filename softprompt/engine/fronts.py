@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from softprompt.engine.cache import Cache, Pass, Segment
+from softprompt.engine.cache import Cache
+from softprompt.engine.cached_pass import Pass, Segment
 from softprompt.engine.front import Front
 from softprompt.engine.running import running
 

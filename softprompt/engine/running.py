@@ -1,7 +1,7 @@
 """How a base runs on the keys and values of its rows: one forward pass, and the pass of one token more per row.
 
-Prefilling and decoding are the same here: a pass (`cache.py`) holds one new token for each row that has its text, and
-the texts of the rows that have just joined.
+Prefilling and decoding are the same here: a pass (`cached_pass.py`) holds one new token for each row that has its text,
+and the texts of the rows that have just joined.
 """
 
 import contextlib
@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 from transformers import BloomForCausalLM, PreTrainedModel
 
-from softprompt.engine.cache import SLOTS_AT_A_TIME, Cache, Pass, segments_of
+from softprompt.engine.cache import Cache
+from softprompt.engine.cached_pass import Pass, segments_of
 from softprompt.packs import bloom
 from softprompt.packs.attention import Rules
 from softprompt.packs.cpu_kernels import thin_linears
 from softprompt.packs.families import own_attention
+
+SLOTS_AT_A_TIME = 64  # by which a cache grows
 
 # from a pass and the embeddings of its tokens, `[N, H]`, to the logits `[rows, V]` behind the last token of every row
 Run = Callable[[Pass, Tensor], Tensor]

@@ -10,11 +10,11 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
-from softprompt.engine import cache as cache_module
-from softprompt.engine import decoding
+from softprompt.engine import cached_pass, decoding
 from softprompt.engine import fronts as fronts_module
 from softprompt.engine import model as model_module
-from softprompt.engine.cache import Cache, Pass, bias, segments_of
+from softprompt.engine.cache import Cache, bias
+from softprompt.engine.cached_pass import Pass, segments_of
 from softprompt.engine.fronts import front_cache
 from softprompt.engine.running import feed, running
 from softprompt.packs import cpu_kernels
@@ -359,7 +359,7 @@ def test_pieces_hold_every_id_of_every_row_once():
             for row in piece.rows:
                 assert len(found[row - 2]) == piece.start  # behind those that it continues
                 found[row - 2] += piece.ids
-            assert len(piece.rows) == 1 or len(piece.ids) >= cache_module.SHARED or len({*map(str, texts)}) < count
+            assert len(piece.rows) == 1 or len(piece.ids) >= cached_pass.SHARED or len({*map(str, texts)}) < count
         assert [*found.values()] == texts
 
 

@@ -10,7 +10,7 @@ from helpers.scoring import PAD, logits_of, prompt_of, with_prompt
 
 from softprompt.answering.greedy import answers_beside_references, greedy_answers
 from softprompt.data.row import Row
-from softprompt.engine.cache import Pass
+from softprompt.engine.cached_pass import Pass
 from softprompt.engine.passes import Score, pass_losses, row_scores, total_score
 from softprompt.tokens.encoding import EncodedRow, Encoder, encode_rows
 
