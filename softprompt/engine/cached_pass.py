@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from softprompt.engine.cache import Cache, indices
-from softprompt.packs.attention import Rules
+from softprompt.packs.attention import MAX_KEPT_SCORES, Rules
 from softprompt.packs.cpu_kernels import cpu_uses_amx
 
 SHARED = 4  # fewest ids in common that are worth a segment of their own
@@ -171,7 +171,7 @@ def _shared(rows: list[tuple[list[int], int]], done: int) -> Iterator[tuple[list
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, rules: Rules) -> Tensor:
     """Compute the attention of query `[B, Q, L, D]` to keys and values `[B, G, K, D]`: `[B, Q, L, D]`."""
-    if rules.softcap is not None or _products_are_faster(query):
+    if rules.softcap is not None or _products_are_faster(query, keys):
         return _by_products(query, keys, values, bias, rules)
     heads, groups = query.shape[1], query.shape[1] // keys.shape[1]
     # with one query per row, the query heads that share a key head can be passed as several queries of that head
@@ -182,9 +182,13 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, rules: 
     return output.reshape(len(query), heads, -1, output.shape[3])
 
 
-def _products_are_faster(query: Tensor) -> bool:
-    """Whether torch's fused kernel is the slower way: in bf16 on a CPU without AMX (docs/experiments.md)."""
-    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and not cpu_uses_amx()
+def _products_are_faster(query: Tensor, keys: Tensor) -> bool:
+    """Whether torch's fused kernel is the slower way: in bf16 on a CPU without AMX (docs/experiments.md).
+
+    Long texts take it all the same, since it keeps no scores.
+    """
+    plain = query.dtype == torch.bfloat16 and query.device.type == "cpu" and not cpu_uses_amx()
+    return plain and query.shape[2] * keys.shape[2] <= MAX_KEPT_SCORES
 
 
 def _by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, rules: Rules) -> Tensor:

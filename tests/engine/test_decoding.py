@@ -383,6 +383,31 @@ def test_bias_is_the_definition():
             assert ours[head, place].item() == expected
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("shape", [(3, 1), (1, 5)], ids=["steps", "a text"])
+def test_attention_by_products_is_the_definition(softcap, shape):
+    """In fp64, with grouped queries, a bias for every head and scores that may be capped."""
+    (rows, length), generator = shape, torch.Generator().manual_seed(1)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    query, keys, values, added = (
+        draw(rows, 4, length, 8),
+        draw(rows, 2, 9, 8),
+        draw(rows, 2, 9, 8),
+        draw(1, 4, length, 9),
+    )
+    ours = cached_pass._by_products(query, keys, values, added, Rules(0.3, softcap=softcap))
+    scores = 0.3 * query @ keys.repeat_interleave(2, dim=1).transpose(2, 3)
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    expected = (scores + added).softmax(-1) @ values.repeat_interleave(2, dim=1)
+    assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-12)
+    if softcap is None:
+        fused = cached_pass.attention(query, keys, values, added, Rules(0.3))
+        assert torch.allclose(fused, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("rows", [(), (1,), (7,), (2, 3), (600,)])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_thin_products_are_linear_layers(rows, with_bias, monkeypatch):
