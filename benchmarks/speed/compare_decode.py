@@ -4,8 +4,12 @@ usage: python benchmarks/speed/compare_decode.py [--shape bloom-389m-zh] [--virt
            [--precision bf16 fp32] [--batch 1 8 32] [--new-tokens 64] [--rounds 3] [--json OUT]
 
 Both sides run in processes of their own and write exactly --new-tokens tokens for every question. A batch holds
-questions of different lengths, padded on the left. The first call of each case is not timed. Equal answers are rows
-whose ids are the same on both sides: to be expected in fp32, where they also show that both sides do the same work.
+questions of different lengths, padded on the left; "shared" ones are as long as "long" ones and have the first 100
+tokens in common. The first call of each case is not timed. Equal answers are rows whose ids are the same on both sides:
+to be expected in fp32, where they also show that both sides do the same work.
+
+A token of one row cannot take less time than a plain read of all weights, which is measured in the same processes
+(`decoder.py`). The share of that bound is the time of the read over the time of a token behind the first.
 """
 
 import argparse
@@ -30,7 +34,8 @@ from softprompt.system.process import silence_libraries
 from softprompt.tokens.encoding import Encoder
 
 SIDES = ("softprompt", "peft")
-QUESTION_TOKENS = {"short": (8, 24), "long": (160, 240)}
+QUESTION_TOKENS = {"short": (8, 24), "long": (160, 240), "shared": (160, 240)}
+SHARED_TOKENS = 100  # of the questions that have their beginning in common
 PROMPT_SCALE = 0.02  # that of the random embeddings
 
 
@@ -52,12 +57,19 @@ class Result:
     questions: str
     batch: int
     rates: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    token_seconds: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    read_seconds: list[float] = field(default_factory=list)
+    weight_bytes: int = 0
     equal_rows: int = 0
 
     @property
     def ratio(self) -> float:
         """Median over the rounds of softprompt's rate over PEFT's."""
         return statistics.median(our / their for our, their in zip(*self.rates.values(), strict=True))
+
+    def share(self, side: str) -> float:
+        """Of the bound for one row that a side reaches: the fastest read over the median of a token's seconds."""
+        return min(self.read_seconds) / statistics.median(self.token_seconds[side])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for virtual_tokens in options.virtual_tokens:
             results += compare(model, precision, virtual_tokens, cases, place, options)
     caption = describe(options, place)
-    print(f"{caption}\n\n{table(results)}")
+    print(f"{caption}\n\n{table(results)}\n\n{bounds(results)}")
     if options.json:
         record = {"caption": caption, "options": vars(options), "results": [asdict(result) for result in results]}
         Path(options.json).write_text(json.dumps(record, indent=1, default=str) + "\n", "utf-8")
@@ -86,7 +98,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", nargs="+", choices=["bf16", "fp32"], default=["bf16", "fp32"], help="default: bf16 fp32")
     add("--batch", type=int, nargs="+", default=[1, 8, 32], help="questions decoded together (default: 1 8 32)")
     add("--questions", nargs="+", choices=list(QUESTION_TOKENS), default=list(QUESTION_TOKENS), help="default: both")
-    add("--new-tokens", type=int, default=64, help="tokens of every answer (default: %(default)s)")
+    add("--new-tokens", type=int, default=64, help="tokens of every answer, at least 2 (default: %(default)s)")
     add("--rounds", type=int, default=3, help="runs of both sides, in turns (default: %(default)s)")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: %(default)s")
@@ -103,6 +115,8 @@ def make_cases(options: argparse.Namespace, tokenizer: transformers.PreTrainedTo
         lengths = [source.randint(*QUESTION_TOKENS[name]) for _ in range(max(options.batch))]
         rows = rows_of_lengths([(max(length, TEMPLATE_TOKENS + 1), 2) for length in lengths])
         ids = Encoder(tokenizer).questions(rows)
+        if name == "shared":
+            ids = [[*ids[0][:SHARED_TOKENS], *each[SHARED_TOKENS:]] for each in ids]
         cases += [Case(name, batch, ids[:batch]) for batch in options.batch]
     return cases
 
@@ -132,7 +146,11 @@ def compare(
 def record(results: list[Result], side: str, outputs: list[dict], new_tokens: int) -> list[list[list[int]]]:
     """Add one process's rates to the results; returns the new ids of every case."""
     for result, output in zip(results, outputs, strict=True):
-        result.rates[side].append(result.batch * new_tokens / statistics.median(output["seconds"]))
+        seconds = statistics.median(output["seconds"])
+        result.rates[side].append(result.batch * new_tokens / seconds)
+        result.token_seconds[side].append((seconds - output["first_seconds"]) / (new_tokens - 1))
+        result.read_seconds.append(output["read_seconds"])
+        result.weight_bytes = output["weight_bytes"]
     return [output["ids"] for output in outputs]
 
 
@@ -169,13 +187,27 @@ def describe(options: argparse.Namespace, place: Place) -> str:
 def table(results: Sequence[Result]) -> str:
     """Markdown, one line per case."""
     head = ["precision", "P", "questions", "batch", "softprompt, tokens/s", "`PeftModel.generate`, tokens/s"]
-    head += ["ratio", "equal answers"]
-    lines = ["| " + " | ".join(head) + " |", "|---|---:|---|---:|---:|---:|---:|---:|"]
+    head += ["ratio", "share of the bound", "PEFT's share", "equal answers"]
+    lines = ["| " + " | ".join(head) + " |", "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|"]
     for result in results:
         rates = [f"{statistics.median(result.rates[side]):,.1f}" for side in SIDES]
         cells = [result.precision, str(result.virtual_tokens), result.questions, str(result.batch), *rates]
-        cells += [f"{result.ratio:.2f}×", f"{result.equal_rows} of {result.batch}"]
+        shares = [f"{result.share(side):.0%}" if result.batch == 1 else "" for side in SIDES]
+        cells += [f"{result.ratio:.2f}×", *shares, f"{result.equal_rows} of {result.batch}"]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def bounds(results: Sequence[Result]) -> str:
+    """How fast the weights of each precision were read, and the tokens per second that this allows one row."""
+    lines = []
+    for precision in dict.fromkeys(result.precision for result in results):
+        own = [result for result in results if result.precision == precision]
+        least, size = min(min(result.read_seconds) for result in own), own[0].weight_bytes
+        lines.append(
+            f"A plain read of the {size / 1e9:.2f} GB of weights in {precision} reached {size / least / 1e9:.1f} GB/s"
+            f" at best: at most {1 / least:.1f} tokens/s for one row."
+        )
     return "\n".join(lines)
 
 

@@ -4,6 +4,9 @@ usage: python benchmarks/speed/decoder.py {softprompt,peft} MODEL PROMPT_FOLDER 
        [--precision bf16] [--device cpu]
 
 CASES.json: a list of cases, each a list of rows of token ids, padded on the left here.
+
+The bound of decoding one row is the memory: a token needs every weight once. So the time of a plain read of the same
+tensors, their largest 64-bit word, is measured between the cases as well.
 """
 
 import argparse
@@ -31,7 +34,12 @@ def main() -> None:
     attach = {"softprompt": with_softprompt, "peft": with_peft}[options.side]
     generate = attach(model.eval(), Path(options.prompt))
     cases = json.loads(Path(options.cases).read_text("utf-8"))
-    results = [decode(generate, rows, options) for rows in cases]
+    weights = weights_of_a_token(model)
+    results = []
+    for rows in cases:
+        before = seconds_to_read(weights)
+        result = decode(generate, rows, options)
+        results.append(result | {"read_seconds": min(before, seconds_to_read(weights)), "weight_bytes": size(weights)})
     print(json.dumps({"cases": results}), flush=True)
 
 
@@ -43,7 +51,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("cases")
     parser.add_argument("--precision", choices=list(DTYPES), default="bf16")
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=1, help="timed calls of each case, after one that is not")
+    parser.add_argument("--repeats", type=int, default=1, help="timed calls of each case, after two short ones")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
@@ -62,18 +70,49 @@ def with_peft(base: PreTrainedModel, folder: Path) -> Callable[..., Tensor]:
 
 
 def decode(generate: Callable[..., Tensor], rows: list[list[int]], options: argparse.Namespace) -> dict[str, object]:
-    """Seconds of every timed call, and the new ids `[B][new]` of the last one."""
+    """Seconds of every timed call and of one that stops at the first new id, and the new ids `[B][new]`."""
     input_ids, mask = pad_left(rows, options.device)
-    length, new = input_ids.shape[1], options.new_tokens
-    inputs = {"input_ids": input_ids, "attention_mask": mask}
-    seconds = []
-    for _ in range(1 + options.repeats):
+    length = input_ids.shape[1]
+
+    def timed(new: int) -> tuple[float, Tensor]:
         start = time.perf_counter()
         with torch.inference_mode():
-            ids = generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False).cpu()
+            settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+            ids = generate(input_ids=input_ids, attention_mask=mask, **settings).cpu()
+        assert ids.shape == (len(rows), length + new), (ids.shape, length, new)
+        return time.perf_counter() - start, ids[:, length:]
+
+    timed(2)
+    first, _ = timed(1)
+    calls = [timed(options.new_tokens) for _ in range(options.repeats)]
+    return {"first_seconds": first, "seconds": [each for each, _ in calls], "ids": calls[-1][1].tolist()}
+
+
+def weights_of_a_token(model: PreTrainedModel) -> list[Tensor]:
+    """The tensors that a token's forward pass reads as a whole; of an untied input embedding it reads one row."""
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    tensors = {id(each): each for each in model.parameters() if each is not embedding or each is head}
+    return [each.detach() for each in tensors.values()]
+
+
+def size(weights: list[Tensor]) -> int:
+    """Bytes."""
+    return sum(each.nbytes for each in weights)
+
+
+def seconds_to_read(weights: list[Tensor], repeats: int = 3) -> float:
+    """The least seconds of a pass over all tensors, in which every 64-bit word of them is compared."""
+    flat = [each.flatten() for each in weights]
+    words = [each.view(torch.int64) if each.nbytes % 8 == 0 else each for each in flat]
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for each in words:
+            each.amax()
+        if words[0].is_cuda:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    assert ids.shape == (len(rows), length + new), (ids.shape, length, new)
-    return {"seconds": seconds[1:], "ids": ids[:, length:].tolist()}
+    return min(seconds)
 
 
 def pad_left(rows: list[list[int]], device: str) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from softprompt.analysis.choices import actual_choices, choice_log_probabilities, encode_choices
-from softprompt.answering.batch import greedy_answers, text_of
+from softprompt.answering.batch import text_of
+from softprompt.answering.greedy import greedy_answers
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.base.vocabulary import embedding_weight
-from softprompt.config.commands import DEFAULT_INIT_TEXT, EvaluateConfig
+from softprompt.config.commands import DEFAULT_INIT_TEXT, DEFAULT_NEW_TOKENS, EvaluateConfig
 from softprompt.data.row import Row
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, row_scores
@@ -91,6 +92,7 @@ class EvalSet:
         rows: the rows with a response.
         skipped: numbers of the rows without a response.
         references: the right answers to the questions, as the tokenizer reads and writes them.
+        longest_reference: the tokens of the longest of them, with the one that ends it.
         actual: the right choice of every row; empty without choices.
         sets: the rows as token ids, for every side in its order; the last side is a prompt file.
     """
@@ -99,6 +101,7 @@ class EvalSet:
     rows: list[Row]
     skipped: list[int]
     references: list[str]
+    longest_reference: int
     actual: list[str]
     sets: list[EncodedSet]
 
@@ -247,8 +250,9 @@ def encode_eval_set(rows: Sequence[Row], sides: Sequence[Side], config: Evaluate
             known[id(side.encoder)] = EncodedSet(scored, questions, candidates)
     # as the tokenizer reads them: one that normalises could never answer in the row's own letters
     encoder, asked = sides[-1].encoder, rows[: config.eval_generate]
-    references = [text_of(encode_text(row.output, encoder.tokenizer), encoder) for row in asked]
-    return EvalSet(name, rows, skipped, references, actual, [known[id(side.encoder)] for side in sides])
+    ids = [encode_text(row.output, encoder.tokenizer) for row in asked]
+    references, longest = [text_of(each, encoder) for each in ids], max(map(len, ids), default=0) + 1
+    return EvalSet(name, rows, skipped, references, longest, actual, [known[id(side.encoder)] for side in sides])
 
 
 def _cut_alike(rows: Sequence[Row], scored: Sequence[EncodedRow], side: Side) -> list[EncodedRow]:
@@ -266,6 +270,18 @@ def _cut_alike(rows: Sequence[Row], scored: Sequence[EncodedRow], side: Side) ->
                 f" ({side.encoder.template.name}), so it cannot be compared; evaluate it alone"
             )
     return cut
+
+
+def answer_limit(eval_set: EvalSet, sides: Sequence[Side], base: Base) -> int:
+    """Return the most tokens of an answer where nobody says: twice the longest reference, as far as there is room."""
+    limit, most = context_limit(base.model), 2 * eval_set.longest_reference
+    if limit is None:
+        return most
+    longest = max(
+        side.num_front + max(map(len, found.questions), default=0)
+        for side, found in zip(sides, eval_set.sets, strict=True)
+    )
+    return max(min(most, limit - longest), 1)
 
 
 def check_fit(eval_set: EvalSet, sides: Sequence[Side], base: Base, *, max_new_tokens: int) -> None:
@@ -337,7 +353,7 @@ def _run_side(
         model,
         side.encoder,
         found.questions,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.max_new_tokens or DEFAULT_NEW_TOKENS,
         batch_size=config.per_device_eval_batch_size,
         advance=advance,
     )

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from softprompt.analysis.comparison import EvalSet, Outcome, memory_named
 from softprompt.analysis.statistics import Estimate, bootstrap_interval, exact_match, macro_f1
-from softprompt.answering.batch import front_of, greedy_answers
+from softprompt.answering.batch import front_of
+from softprompt.answering.greedy import greedy_answers
 from softprompt.base.loading import Base
-from softprompt.config.commands import EvaluateConfig
+from softprompt.config.commands import DEFAULT_NEW_TOKENS, EvaluateConfig
 from softprompt.engine.model import SoftPromptModel
 from softprompt.prompt.bank import PromptBank, load_members
 
@@ -51,7 +52,7 @@ def evaluate_ensemble(
             model,
             encoder,
             eval_set.sets[places[0]].questions,
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=config.max_new_tokens or DEFAULT_NEW_TOKENS,
             batch_size=max(config.per_device_eval_batch_size // len(members), 1),
             ensemble=fronts,
         )

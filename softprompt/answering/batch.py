@@ -2,7 +2,7 @@
 
 import functools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,9 @@ from softprompt.engine.decoding import require_finite
 from softprompt.engine.front import Front
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
-from softprompt.packs.batches import plan_batches
 from softprompt.packs.families import can_pack
 from softprompt.prompt.bank import BankedPrompt
-from softprompt.prompt.fit import context_limit
-from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow, Encoder, decode_text
+from softprompt.tokens.encoding import Encoder, decode_text
 
 # neutral values for settings that a base's generation_config.json may bring and that no option here controls
 NEUTRAL = {"num_beams": 1, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "min_p": 0.0}
@@ -158,70 +156,6 @@ def new_token_budget(sampling: Sampling, question_tokens: int, encoder: Encoder)
             " raise it, or limit only the answer with `max_new_tokens`"
         )
     return limit - question_tokens
-
-
-def greedy_answers(
-    model: SoftPromptModel | PreTrainedModel,
-    encoder: Encoder,
-    questions: Sequence[list[int]],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    ensemble: Sequence[Front] = (),
-    advance: Callable[[int], object] | None = None,
-) -> list[str]:
-    """Return the texts of the greedy answers, without special tokens, in the order of the questions.
-
-    Args:
-        model: a base with a prompt, or a base alone.
-        questions: ids of each question, as `Encoder.questions` gives them.
-        advance: called after every batch with its number of questions.
-    """
-    sampling = Sampling(do_sample=False, max_new_tokens=max_new_tokens)
-    texts: dict[int, str] = {}
-    for places in plan_batches([len(ids) for ids in questions], batch_size):
-        asked = [questions[place] for place in places]
-        batch = generate_batch(model, encoder, sampling, questions=asked, ensemble=ensemble)
-        texts |= {place: text_of(answer, encoder) for place, (answer,) in zip(places, batch, strict=True)}
-        if advance is not None:
-            advance(len(places))
-    return [texts[place] for place in range(len(questions))]
-
-
-def answers_beside_references(
-    model: SoftPromptModel, encoder: Encoder, rows: Sequence[EncodedRow], *, batch_size: int
-) -> list[dict[str, str]]:
-    """Return the texts of question, greedy answer and reference of every encoded row that has a question.
-
-    Of a conversation the last answer is the reference. An answer may be twice as long as the longest reference, if the
-    base's context has room for that.
-    """
-    pairs = [pair for row in rows if (pair := _question_and_reference(row))[0]]
-    if not pairs:
-        return []
-    questions = [question for question, _ in pairs]
-    longest = 2 * max(len(reference) for _, reference in pairs)
-    if (limit := context_limit(model.base_model)) is not None:
-        room = limit - len(model.front) - max(map(len, questions))
-        longest = min(longest, room)  # at least 1, since a row with its response fits
-    answers = greedy_answers(model, encoder, questions, max_new_tokens=longest, batch_size=batch_size)
-    return [
-        {
-            "question": decode_text(question, encoder.tokenizer),
-            "answer": answer,
-            "reference": text_of(reference, encoder),
-        }
-        for (question, reference), answer in zip(pairs, answers, strict=True)
-    ]
-
-
-def _question_and_reference(row: EncodedRow) -> tuple[list[int], list[int]]:
-    """Cut a row in front of its last answer, and behind it."""
-    learnt = [place for place, label in enumerate(row.labels) if label != IGNORE_INDEX]
-    start = stop = learnt[-1] + 1
-    while start > 0 and row.labels[start - 1] != IGNORE_INDEX:
-        start -= 1
-    return row.input_ids[:start], row.input_ids[start:stop]
 
 
 def text_of(ids: list[int], encoder: Encoder) -> str:

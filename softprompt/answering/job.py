@@ -1,7 +1,10 @@
 """Answer a file of rows: check all of them, batch them by length, and save every batch as soon as it is answered.
 
 Which rows share a batch depends only on the rows and the batch size, and every sampled batch has a seed of its own.
-A run that is stopped and resumed therefore gives the answers of an uninterrupted one.
+A run that is stopped and resumed therefore gives the answers of an uninterrupted one. For greedy answers a batch is
+larger than what runs together: a row that is done leaves, and the next of the batch takes its place. It does not take
+rows of the next batch, because which rows share a pass would then depend on when a run was stopped, and in half
+precision an answer may depend on that. Sampled rows stay together to the end, since they draw from one generator.
 """
 
 import hashlib
@@ -12,13 +15,23 @@ from typing import Any
 
 import torch
 
-from softprompt.answering.batch import draw_seed, front_of, generate_batch, limit_of, new_token_budget, text_of
+from softprompt.answering.batch import (
+    answers_one_by_one,
+    draw_seed,
+    front_of,
+    generate_batch,
+    limit_of,
+    new_token_budget,
+    text_of,
+)
+from softprompt.answering.greedy import queued_ids
 from softprompt.answering.output import AnswerFile, answers_path, partial_path, read_header
 from softprompt.answering.questions import Question, Questions, Walk, plan
 from softprompt.base.loading import Base, require_known_ids
 from softprompt.config.commands import DEFAULT_MAX_LENGTH, GenerateConfig
 from softprompt.data.reading import counted
 from softprompt.data.row import Row
+from softprompt.engine.front import Front
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import Interrupted, NotFiniteLogits, UserError
 from softprompt.prompt.bank import BankedPrompt
@@ -41,6 +54,9 @@ FACTS = {
     "precision": "`precision`: it was another one",
     "device": "`device`: it was another kind of device",
 }
+
+
+QUEUED = 4  # greedy batches are so many times as large as what runs together
 
 
 class JobReport:
@@ -96,11 +112,13 @@ def answer_rows(
     file = _open(config, _recipe(found, base, config, prompt_sha256), len(rows), report)
     file.replaces = replaces
     waiting = [place for place, number in enumerate(found.numbers) if number not in file]
-    batches = plan(found, waiting, config.per_device_eval_batch_size, lambda front: _largest_gap(base, config, front))
+    queue_up = not (config.samples or ensemble or answers_one_by_one(model)) and all(found.lengths)
+    most = config.per_device_eval_batch_size * (QUEUED if queue_up else 1)
+    batches = plan(found, waiting, most, lambda front: _largest_gap(base, config, front))
     report.say(f"{name}: {counted(len(rows), 'row')}, {len(waiting):,} to answer in {len(batches):,} batches")
     start = time.perf_counter()
     try:
-        tokens = _answer_batches(model, config, file, questions, batches, report)
+        tokens = _answer_batches(model, config, file, questions, batches, queue_up, report)
         file.finish(_record(row, file.answers_of(row.number), config) for row in rows)
     except Interrupted as stop:
         raise Interrupted(stop.signum, file.place()) from None
@@ -124,6 +142,7 @@ def _answer_batches(
     file: AnswerFile,
     questions: Questions,
     batches: list[list[int]],
+    queue_up: bool,
     report: JobReport,
 ) -> int:
     """Answer and save batch by batch; return the number of tokens in the answers."""
@@ -134,21 +153,51 @@ def _answer_batches(
             batch = questions.at(places)
             numbers = [question.row.number for question in batch]
             torch.manual_seed(batch_seed(file.header["seed"], numbers[0]))
-            ids, encoder = [question.ids for question in batch], batch[0].encoder
-            fronts = [question.front for question in batch] if questions.mixed else None
             try:
-                answers = generate_batch(
-                    model, encoder, config, questions=ids, fronts=fronts, ensemble=questions.ensemble
-                )
+                answers = (_queued if queue_up else _together)(model, config, batch, questions)
             except NotFiniteLogits as error:
                 number = numbers[error.row // config.num_return_sequences]
                 raise UserError(f"`instructions`, row {number}: {error}; {file.place()}") from error
+            encoder = batch[0].encoder
             file.append(numbers, [[text_of(answer, encoder) for answer in several] for several in answers])
             tokens += sum(len(answer) for several in answers for answer in several)
             report.answered(len(batch))
     finally:
         report.end()
     return tokens
+
+
+def _together(
+    model: SoftPromptModel, config: GenerateConfig, batch: Sequence[Question], questions: Questions
+) -> list[list[list[int]]]:
+    """Return the ids of all answers to each question of a batch, which runs together to its end."""
+    encoder, ids = batch[0].encoder, [question.ids for question in batch]
+    return generate_batch(
+        model, encoder, config, questions=ids, fronts=_fronts(batch, questions), ensemble=questions.ensemble
+    )
+
+
+def _queued(
+    model: SoftPromptModel, config: GenerateConfig, batch: Sequence[Question], questions: Questions
+) -> list[list[list[int]]]:
+    """Return the ids of the greedy answer to each question of a batch, in which a row that is done makes room."""
+    encoder, ids = batch[0].encoder, [question.ids for question in batch]
+    found = queued_ids(
+        model,
+        encoder,
+        config,
+        questions=ids,
+        budgets=[new_token_budget(config, len(each), encoder) for each in ids],
+        fronts=_fronts(batch, questions),
+        batch_size=config.per_device_eval_batch_size,
+    )
+    answers = dict(found)
+    return [[answers[place]] for place in range(len(batch))]
+
+
+def _fronts(batch: Sequence[Question], questions: Questions) -> list[Front] | None:
+    """What stands in front of every question, if not all have the model's own prompt."""
+    return [question.front for question in batch] if questions.mixed else None
 
 
 def _check_room(question: Question, base: Base, config: GenerateConfig, name: str) -> None:

@@ -20,7 +20,7 @@ from softprompt.engine.continuous import Choose, ContinuousDecoding, RunningRow
 from softprompt.errors import UserError
 from softprompt.system.process import is_out_of_memory
 
-PREFILL_PLACES = 4096  # most places, pads included, of the texts that join in one pass
+JOINING_IDS = 4096  # most ids of the texts that join in one pass
 
 
 class QueueFull(UserError):
@@ -56,7 +56,7 @@ class Worker:
             max_waiting: how many rows may wait for room.
         """
         self.decoding, self.max_waiting = decoding, max_waiting
-        self.passes = 0  # forward passes of one id a row
+        self.passes = 0  # forward passes, each of which adds one id to every row
         self._waiting: deque[Job] = deque()
         self._running: dict[RunningRow, Job] = {}
         self._changed = threading.Condition()
@@ -136,19 +136,17 @@ class Worker:
         jobs: list[Job] = []
         while self._waiting:
             rows = [*(job.row for job in jobs), self._waiting[0].row]
-            places = len(rows) * max(len(row.ids) for row in rows)
-            if not self.decoding.has_room(*rows) or (jobs and places > PREFILL_PLACES):
+            joining = sum(len(row.ids) for row in rows)
+            if not self.decoding.has_room(*rows) or (jobs and joining > JOINING_IDS):
                 break
             jobs.append(self._waiting.popleft())
             self._running[rows[-1]] = jobs[-1]
         return jobs
 
     def _advance(self, joining: list[Job]) -> None:
-        """Prefill the rows that join, then add one id to every row."""
+        """Add one id to every row, in a pass that reads the texts of the rows that join."""
         try:
-            if joining:
-                self.decoding.join([job.row for job in joining])
-                self._tell([job.row for job in joining])
+            self.decoding.join([job.row for job in joining])
             if self.decoding.rows:
                 self._tell(self.decoding.step())
                 self.passes += 1

@@ -16,7 +16,7 @@ from softprompt.system.files import check_output_file, write_atomic
 from softprompt.system.foreign import visible
 
 if TYPE_CHECKING:
-    from softprompt.analysis.comparison import EvalSet, Outcome
+    from softprompt.analysis.comparison import EvalSet, Outcome, Side
     from softprompt.base.loading import Base
     from softprompt.data.row import Row
     from softprompt.data.splits import Splits
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt evaluate") -
         return
     sides, notes = make_sides(files, base, text_prompt=config.text_prompt, allow_other=config.allow_other_base)
     eval_set = encode_eval_set(chosen.rows[: config.max_rows], sides, config, name=chosen.name)
-    check_fit(eval_set, sides, base, max_new_tokens=config.max_new_tokens)
+    chosen.notes.extend(limit_answers(config, eval_set, sides, base))
+    check_fit(eval_set, sides, base, max_new_tokens=config.max_new_tokens or 0)
     notes += notes_on_seen_rows(files, eval_set.encoded)
     split = EncodedSplit(eval_set.encoded, eval_set.skipped, cut=cut_of(eval_set.encoded, config.max_length))
     scored = describe_split(f"`data` {chosen.name}", split)
@@ -186,6 +187,18 @@ def take_choices(config: EvaluateConfig, chosen: Chosen) -> None:
         chosen.notes.append(f"`choices`: the labels of the rows: {', '.join(chosen.choices)}")
     if config.ensemble and not (config.choices or config.eval_generate):
         raise UserError("`ensemble`: needs `choices` to vote on, or `eval_generate` above 0")
+
+
+def limit_answers(config: EvaluateConfig, eval_set: "EvalSet", sides: "Sequence[Side]", base: "Base") -> list[str]:
+    """Set how long an answer may be if nobody said so, and return a note of it."""
+    from softprompt.analysis.comparison import answer_limit
+
+    if config.max_new_tokens is not None or not eval_set.questions:
+        return []
+    config.max_new_tokens = answer_limit(eval_set, sides, base)
+    longest = eval_set.longest_reference
+    how = "twice" if config.max_new_tokens == 2 * longest else "as far as the base's context goes for twice"
+    return [f"answers have at most {config.max_new_tokens} tokens, {how} the longest reference (`max_new_tokens`)"]
 
 
 def require_rows_of_run(chosen: Chosen, file: "PromptFile", base: "Base", *, prompt_file: str) -> None:

@@ -120,7 +120,8 @@ def _classify_some(trainer: "Trainer", rows: "EncodedSplits") -> None:
 
 def _answer_some(trainer: "Trainer", rows: "EncodedSplits") -> None:
     """Answer the first test rows, or else held-out rows, write the answers into the run folder and summarise them."""
-    from softprompt.answering.batch import ANSWERED_TOGETHER, answers_beside_references
+    from softprompt.answering.batch import ANSWERED_TOGETHER
+    from softprompt.answering.greedy import answers_beside_references
     from softprompt.cli.terminal import say
     from softprompt.cli.text import describe_answering, describe_answers
     from softprompt.system.files import write_atomic

@@ -493,7 +493,9 @@ class EvaluateConfig(PromptBaseOptions, Hardware):
     )
     choices: tuple[str, ...] = option((), "labels of a classification: score each by its probability (default: none)")
     eval_generate: int = option(200, "answer this many of the rows greedily, for exact match; 0: none")
-    max_new_tokens: int = option(DEFAULT_NEW_TOKENS, "most tokens of such an answer")
+    max_new_tokens: int | None = option(
+        None, "most tokens of such an answer (default: twice the longest reference; 128 with --distill-text)"
+    )
     per_device_eval_batch_size: int = option(8, "rows that are answered together")
     bootstrap_samples: int = option(1000, "resamples of the rows behind every 95 % interval")
     seed: int = option(42, "seed of the resampling")

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from softprompt.base.loading import Base
-from softprompt.config.commands import EvaluateConfig
+from softprompt.config.commands import DEFAULT_NEW_TOKENS, EvaluateConfig
 from softprompt.data.row import Row
 from softprompt.data.splits import Splits
 from softprompt.distillation.answers import answered_now
@@ -34,13 +34,14 @@ def judge_files(
     """
     assert config.distill_text is not None
     written = read_text(config.distill_text)
+    new_tokens = config.max_new_tokens or DEFAULT_NEW_TOKENS
     for name, file in files.items():
         remark = check_same_base(file, base, prompt_file=name, allow_other=config.allow_other_base)
         encoder = encoder_of(file.facts, base, prompt_file=name)
         text = place_text(config.distill_text, written, encoder, base)
         teacher = teacher_model(text, encoder, base)
         if not answered:
-            settings = {"new_tokens": config.max_new_tokens, "seed": config.seed}
+            settings = {"new_tokens": new_tokens, "seed": config.seed}
             rows = answered_now(rows, teacher, encoder, base, text, **settings)
         splits = encode_splits(Splits([], list(rows)), encoder, max_length=config.max_length)
         split = splits.held_out
@@ -60,7 +61,7 @@ def judge_files(
             file.weight,
             name="scored",
             initial=initial,
-            new_tokens=config.max_new_tokens,
+            new_tokens=new_tokens,
         )
         yield name, worth, [*filter(None, [remark and f"{name}: {remark}", _note_on(name, file, text)])]
 

@@ -14,8 +14,8 @@ from softprompt.base.loading import Base
 from softprompt.config.commands import DEFAULT_NEW_TOKENS, Sampling
 from softprompt.data.splits import load_split
 from softprompt.distillation.text import Text, teacher_model
-from softprompt.engine.decoding import front_cache
 from softprompt.engine.front import Front
+from softprompt.engine.fronts import front_cache
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, total_score
 from softprompt.engine.teacher import Teacher, divergence_scores

@@ -5,16 +5,13 @@ repeated rows. It then calls `decode` in place of its own loop, through its argu
 random draws are therefore those of transformers' own loop.
 """
 
-import contextlib
 import functools
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import (
-    BloomForCausalLM,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -24,12 +21,10 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from softprompt.engine.cache import Cache, slot_positions
+from softprompt.engine.cache import Cache
+from softprompt.engine.running import feed, one_token_steps, running
 from softprompt.errors import NotFiniteLogits, UserError
-from softprompt.packs import bloom
-from softprompt.packs.attention import Rules
-from softprompt.packs.cpu_kernels import ThinLinear
-from softprompt.packs.families import can_pack, own_attention
+from softprompt.packs.families import can_pack
 
 # the settings that `decode` obeys, by itself or through the processors and criteria that it gets
 IMPLEMENTED = {
@@ -45,8 +40,6 @@ NEUTRAL = {
     "num_beams": 1, "num_beam_groups": 1, "use_cache": True, "guidance_scale": 1, "encoder_repetition_penalty": 1,
     "length_penalty": 1, "diversity_penalty": 0, "encoder_no_repeat_ngram_size": 0, "cache_implementation": "hybrid",
 }  # fmt: skip
-# a forward pass: the embeddings `[B, L, H]` for the slots that the cache has begun -> logits `[B, V]` at the last one
-Run = Callable[[Cache, Tensor], Tensor]
 
 
 def can_decode(base_model: PreTrainedModel, settings: dict) -> bool:
@@ -87,21 +80,6 @@ def text_lengths(base_model: PreTrainedModel, settings: dict, text_length: int) 
     return settings
 
 
-def front_cache(base_model: PreTrainedModel, embeds: Tensor) -> Cache:
-    """Run a front's embeddings `[F, H]`, in the base's dtype, through the base: a cache of one row and F slots.
-
-    An empty front has an empty cache. Every later batch copies from this cache.
-    """
-    slots = torch.arange(len(embeds), device=embeds.device)
-    cache = Cache(slots[None])
-    if len(embeds) == 0:
-        return cache
-    cache.begin(slots, len(embeds))
-    with running(base_model) as run:
-        run(cache, embeds[None])
-    return cache
-
-
 def decode(
     base_model: PreTrainedModel,
     input_ids: Tensor,
@@ -129,32 +107,30 @@ def decode(
     """
     rows, length = input_ids.shape
     fronts = [*fronts] * rows if members > 1 else [front for front in fronts for _ in range(rows // len(fronts))]
-    lengths = [front.positions.shape[1] for front in fronts]
-    start, limit = max(lengths), generation_config.max_length
     mask = model_inputs["attention_mask"]
-    mask = torch.ones_like(input_ids) if mask is None else mask
-    cache = Cache(slot_positions(mask.repeat_interleave(members, dim=0), lengths, limit - length), fronts)
-    choose = _draw if generation_config.do_sample else functools.partial(torch.argmax, dim=-1)
-    # the annotation is for type checkers: transformers' own asks for a LongTensor, and no tensor is of that class
-    processors: Callable[..., Tensor] = LogitsProcessorList(each for each in logits_processor if not _idle(each))
+    kept = [slice(None)] * rows if mask is None else mask != 0
+    texts = [row[own].tolist() for row, own in zip(input_ids, kept, strict=True) for _ in range(members)]
+    cache, limit = Cache(), generation_config.max_length
+    cache.join(fronts)
+    processors = LogitsProcessorList(each for each in logits_processor if not _idle(each))
+    choose = functools.partial(_choose, processors, generation_config.do_sample)
     pad = generation_config._pad_token_tensor
     ids = torch.cat([input_ids, input_ids.new_zeros(rows, limit - length)], dim=1)  # [B, T + new]
     unfinished = torch.ones(rows, dtype=torch.bool, device=ids.device)
     with running(base_model) as run:
-        slots = torch.arange(start, start + length, device=ids.device)
-        logits = feed(base_model, run, cache, input_ids.repeat_interleave(members, dim=0), slots, start + length)
-        step = one_token_steps(base_model, run, cache, ids[:, 0].repeat_interleave(members))
+        logits = feed(base_model, run, cache, None, texts)
+        step = one_token_steps(base_model, run, cache, limit - length)
         for end in range(length, limit):
             require_finite(logits)
             logits = logits if members == 1 else mean_distribution(logits, members)
-            chosen = choose(processors(ids[:, :end], logits.to(torch.float32, copy=True)))  # [B]
+            chosen = choose(ids[:, :end], logits)  # [B]
             ids[:, end] = chosen if pad is None else torch.where(unfinished, chosen, pad)
             unfinished &= ~stopping_criteria(ids[:, : end + 1], None)
             if streamer is not None:
                 streamer.put(ids[:, end].cpu())
             if not unfinished.any():
                 break
-            logits = step(ids[:, end].repeat_interleave(members), start + end)
+            logits = step(ids[:, end] if members == 1 else ids[:, end].repeat_interleave(members))
     if streamer is not None:
         streamer.end()
     return ids[:, : end + 1].contiguous()
@@ -173,106 +149,13 @@ def mean_distribution(logits: Tensor, members: int) -> Tensor:
     return logits.log_softmax(-1, dtype=wide).unflatten(0, (-1, members)).logsumexp(1) - math.log(members)
 
 
-def feed(
-    base_model: PreTrainedModel, run: Run, cache: Cache, ids: Tensor, slots: Tensor, seen: int | None = None
-) -> Tensor:
-    """Run `ids` `[B, L]` through the base, with their keys and values in `slots` `[L]`: logits `[B, V]` at the last id.
-
-    `seen` is that of `Cache.begin`.
-    """
-    cache.begin(slots, seen)
-    return run(cache, base_model.get_input_embeddings()(ids))
-
-
-def one_token_steps(
-    base_model: PreTrainedModel, run: Run, cache: Cache, ids: Tensor
-) -> Callable[[Tensor, int], Tensor]:
-    """Make a function from one id per row, `[B]`, and their slot to logits `[B, V]`.
-
-    On CUDA it replays a recorded graph of kernels; if recording fails, it warns and runs the kernels one by one.
-
-    Args:
-        ids: any ids `[B]` of the batch, to record with.
-    """
-    slots = torch.arange(cache.positions.shape[1], device=ids.device)
-
-    def step(ids: Tensor, slot: int) -> Tensor:
-        return feed(base_model, run, cache, ids[:, None], slots[slot : slot + 1], slot + 1)
-
-    # recorded by hand: torch.compile would take longer to compile than one answer takes to decode
-    if ids.device.type != "cuda":
-        return step
-    try:
-        return CudaGraph(functools.partial(feed, base_model, run, cache), ids[:, None], slots[-1:])
-    except RuntimeError as error:
-        warnings.warn(f"decoding without a CUDA graph ({str(error).splitlines()[0]})", stacklevel=2)
-        return step
-
-
-class CudaGraph:
-    """The forward pass of one token per row, recorded once and replayed: one launch instead of hundreds."""
-
-    def __init__(self, feed: Callable[[Tensor, Tensor], Tensor], ids: Tensor, slots: Tensor) -> None:
-        """Record `feed(ids [B, 1], slots [1])`.
-
-        Recording fills `slots`; the cache hides them until the replay for these slots fills them again.
-        """
-        self.ids, self.slots = ids.clone(), slots.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            feed(self.ids, self.slots)  # libraries allocate their workspaces outside the graph
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits = feed(self.ids, self.slots)
-
-    def __call__(self, ids: Tensor, slot: int) -> Tensor:
-        """Return logits `[B, V]` behind one id per row, `[B]`; the next call overwrites this tensor."""
-        self.ids.copy_(ids[:, None])
-        self.slots.fill_(slot)
-        self.graph.replay()
-        return self.logits
-
-
-@contextlib.contextmanager
-def running(base_model: PreTrainedModel) -> Iterator[Run]:
-    """Give the function that runs this base on a `Cache`; it is valid inside this context."""
-    if bloom.is_bloom(base_model):
-        with ThinLinear():
-            yield functools.partial(_run_bloom, base_model, bloom.attention_rules(base_model))
-        return
-    with own_attention(base_model), ThinLinear():
-        yield functools.partial(_run_interface, base_model)
-
-
-def _run_bloom(model: BloomForCausalLM, rules: Rules, cache: Cache, embeds: Tensor) -> Tensor:
-    base, (rows, length, _) = model.transformer, embeds.shape
-    hidden = base.word_embeddings_layernorm(embeds).flatten(0, 1)  # [B * L, H]
-    last = torch.arange(length - 1, rows * length, length, device=embeds.device) if length > 1 else None
-    for depth, layer in enumerate(base.h):
-        attend = functools.partial(_attend_flat, cache, depth, rows)
-        hidden = bloom.layer_output(layer, hidden, [hidden], attend, rules, last if depth == len(base.h) - 1 else None)
-    return model.lm_head(base.ln_f(hidden))
-
-
-def _attend_flat(
-    cache: Cache, layer: int, rows: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules
-) -> Tensor:
-    """Call `Cache.attend` with rows that are joined, as `bloom.layer_output` has them.
-
-    `query` is `[Q, B * L, D]`, and so are key and value; the result is `[B * L, Q, D]`.
-    """
-    query, key, value = (x.unflatten(1, (rows, -1)).transpose(0, 1) for x in (query, key, value))
-    return cache.attend(layer, query, key, value, rules).transpose(1, 2).flatten(0, 1)
-
-
-def _run_interface(base_model: PreTrainedModel, cache: Cache, embeds: Tensor) -> Tensor:
-    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
-        return cache.attend(layer, query, key, value, rules).transpose(1, 2).contiguous()
-
-    settings = {"position_ids": cache.position_ids, "use_cache": False, "logits_to_keep": 1, "attend": attend}
-    return base_model(inputs_embeds=embeds, **settings).logits[:, -1]
+def _choose(processors: LogitsProcessorList, sample: bool, ids: Tensor, logits: Tensor) -> Tensor:
+    """Choose the next id of every row, int64 `[B]`, from its ids so far, `[B, t]`, and its logits `[B, V]`."""
+    if not (sample or processors):
+        return logits.argmax(dim=-1)
+    process: Callable[..., Tensor] = processors  # it asks for a LongTensor, and no tensor is of that class
+    scores = process(ids, logits.to(torch.float32, copy=True))
+    return _draw(scores) if sample else scores.argmax(dim=-1)
 
 
 def _draw(scores: Tensor) -> Tensor:

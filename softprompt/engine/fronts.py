@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.engine.cache import Cache
-from softprompt.engine.decoding import front_cache
+from softprompt.engine.cached_pass import Pass, Segment
 from softprompt.engine.front import Front
+from softprompt.engine.running import running
 
 KEPT = 64  # fronts; one of 100 positions takes about 20 MB in fp32 with a base of 24 layers that is 1,024 wide
 
@@ -51,6 +52,18 @@ class FrontCaches:
         while len(self._entries) > self.kept:
             self._entries.popitem(last=False)
         return entry.cache
+
+
+def front_cache(base_model: PreTrainedModel, embeds: Tensor) -> Cache:
+    """Run a front's embeddings `[F, H]`, in the base's dtype, through the base: a cache of one row and F slots."""
+    cache = Cache(rows=1)
+    if len(embeds):
+        cache.reserve(1, len(embeds))
+        whole = Segment([0], 0, [0] * len(embeds))  # the ids do not matter, since their embeddings are given
+        with running(base_model) as run:
+            run(Pass(cache, [], [whole], device=embeds.device), embeds)
+        cache.lengths = [len(embeds)]
+    return cache
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -61,7 +61,7 @@ def pack_rows(rows: Sequence[EncodedRow], *, front_length: int) -> Pack:
     Behind an empty front, nothing stands in front of a row's first id to predict it, so its label does not count.
     """
     inputs = [ids for row in rows if (ids := needed_ids(row))]
-    opening = _common_opening(inputs)
+    opening = common_opening(inputs)
     shared = front_length + len(opening)
     rests = [ids[len(opening) :] for ids in inputs]
     bounds = [*accumulate((len(rest) for rest in rests if rest), initial=shared)]
@@ -106,8 +106,8 @@ def needed_ids(row: EncodedRow) -> list[int]:
     return row.input_ids[:last]
 
 
-def _common_opening(inputs: Sequence[list[int]]) -> list[int]:
-    """The longest list of ids that every input starts with."""
+def common_opening(inputs: Sequence[list[int]]) -> list[int]:
+    """Return the longest list of ids that every input starts with."""
     if not inputs:
         return []
     # Python compares lists item by item, so the smallest and the largest input are the two that differ earliest

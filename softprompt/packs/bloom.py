@@ -73,7 +73,9 @@ def layer_output(layer: Any, hidden: Tensor, inputs: list[Tensor], attend, rules
     normed = layer.post_attention_layernorm(hidden)
     residual = normed if layer.apply_residual_connection_post_layernorm else hidden
     widen, narrow = layer.mlp.dense_h_to_4h, layer.mlp.dense_4h_to_h
-    return residual + narrow(gelu(F.linear(normed, widen.weight), widen.bias))
+    if torch.is_grad_enabled():
+        return residual + narrow(gelu(F.linear(normed, widen.weight), widen.bias))
+    return residual + narrow(F.gelu(widen(normed), approximate="tanh"))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -1,33 +1,47 @@
 """Faster CPU kernels: linear layers on few rows, as decoding has them, and GELU with its derivative."""
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 THIN = 512  # the most rows for which `thin_linear` was measured to be faster
 
 
-class ThinLinear(TorchFunctionMode):
-    """A context in which linear layers in bf16 on a CPU with AMX multiply with the weight on the left.
+@contextlib.contextmanager
+def thin_linears(model: nn.Module) -> Iterator[None]:
+    """Within this context, linear layers in bf16 on a CPU with AMX multiply few rows with the weight on the left.
 
     A product with few rows spends its time on reading the weight. When the weight is the right operand, oneDNN's AMX
     kernels copy it into a layout of their own on every call; when it is the left operand, they do not. On one core of
     a CPU with AMX, a token of bloom-389m's shape in bf16 took 68 ms instead of 83 for one row, and 84 instead of 99 for
-    eight. On a CPU with AVX512-BF16 and no AMX the plain product is faster, so it stays as it is there
+    eight. On a CPU with AVX512-BF16 and no AMX the plain product is faster, so nothing is replaced there
     (docs/experiments.md has both measurements).
     """
+    replaced = []
+    if cpu_uses_amx():
+        # a layer whose forward somebody has replaced already is left alone
+        linears = (each for each in model.modules() if type(each) is nn.Linear and "forward" not in vars(each))
+        replaced = [each for each in linears if each.weight.dtype == torch.bfloat16 and not each.weight.is_cuda]
+    for layer in replaced:
+        vars(layer)["forward"] = functools.partial(_linear, layer)  # in front of the method of the class
+    try:
+        yield
+    finally:
+        for layer in replaced:
+            del layer.forward
 
-    def __torch_function__(self, function, types, arguments=(), settings=None):
-        if function is torch.nn.functional.linear and not settings and fits(*arguments):
-            return thin_linear(*arguments)
-        return function(*arguments, **(settings or {}))
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    multiply = thin_linear if fits(x, layer.weight) else F.linear
+    return multiply(x, layer.weight, layer.bias)
 
 
-def fits(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether `thin_linear` is faster than `F.linear` for these arguments."""
     few = x.numel() <= THIN * x.shape[-1]
     return few and x.device.type == "cpu" and x.dtype == weight.dtype == torch.bfloat16 and cpu_uses_amx()

@@ -1,7 +1,9 @@
 """The benchmarks measure what they say: FLOPs by hand, rows as long as stored, every side on the same rows."""
 
+import copy
 import hashlib
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -154,8 +156,11 @@ def test_compare_decode_end_to_end(tmp_path, capsys):
     words = "--shape tiny --rounds 1 --virtual-tokens 4 --precision fp32 --batch 1 3 --new-tokens 8 --threads 1"
     compare_decode.main([*words.split(), "--device", "cpu", "--cache", str(tmp_path)])
     lines = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("| fp32")]
-    assert [line[2:4] for line in lines] == [["short", "1"], ["short", "3"], ["long", "1"], ["long", "3"]]
-    assert [line[-1] for line in lines] == ["1 of 1", "3 of 3", "1 of 1", "3 of 3"]
+    names = ("short", "long", "shared")
+    assert [line[2:4] for line in lines] == [[name, batch] for name in names for batch in ("1", "3")]
+    assert [line[-1] for line in lines] == ["1 of 1", "3 of 3"] * 3
+    for line in lines:  # a share of the bound where there is one row
+        assert all(re.fullmatch(r"-?\d+%" if line[3] == "1" else "", cell) for cell in line[7:9])
 
 
 def test_log_slope_and_its_words():
@@ -172,6 +177,21 @@ def test_scaling_varies_one_thing_at_a_time():
             name for point in points for name, size in vars(point).items() if size != getattr(scaling.BASE, name)
         }
         assert len(changed) == 1 or changed == {"hidden", "layers"}
+
+
+def test_the_weights_that_a_token_reads():
+    """All of a tied base; of an untied one not the input embedding, of which a token reads one row."""
+    import decoder
+    from transformers import AutoModelForCausalLM
+
+    tied = AutoModelForCausalLM.from_config(SHAPES["tiny"])
+    assert decoder.size(decoder.weights_of_a_token(tied)) == sum(each.nbytes for each in tied.parameters())
+    config = copy.deepcopy(SHAPES["tiny-llama"])
+    config.tie_word_embeddings = False
+    untied = AutoModelForCausalLM.from_config(config)
+    whole = sum(each.nbytes for each in untied.parameters())
+    assert decoder.size(decoder.weights_of_a_token(untied)) == whole - untied.get_input_embeddings().weight.nbytes
+    assert decoder.seconds_to_read(decoder.weights_of_a_token(untied)) > 0
 
 
 def test_left_padding_of_the_decoders():

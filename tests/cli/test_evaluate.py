@@ -528,6 +528,19 @@ def test_a_context_that_is_too_short(refused, tmp_path, work):
     refused("--max-length", "context of 64", choices=["b", "c" * 30], **settings | {"data": "label.jsonl"})
 
 
+def test_answers_end_at_twice_the_longest_reference(report, work):
+    """Unless a limit is stated, or the base's context has less room."""
+    write(work, "jsonl", [ROWS[0] | {"output": "b" * 7}, ROWS[1] | {"output": "b"}], "lengths")
+    out, found = report(data="lengths.jsonl", max_new_tokens=None)
+    longest = 7 + 1  # one token for each letter, and the one that ends it
+    assert f"answers have at most {2 * longest} tokens, twice the longest reference (--max-new-tokens)" in out
+    assert found["max_new_tokens"] == 2 * longest
+    out, found = report(data="lengths.jsonl", max_new_tokens=3)
+    assert "at most" not in out and found["max_new_tokens"] == 3
+    out, found = report(data="lengths.jsonl", max_new_tokens=None, eval_generate=0)
+    assert "at most" not in out and found["max_new_tokens"] is None
+
+
 def test_nothing_is_replaced_unasked(refused, evaluate, work):
     (work / "report.json").write_text("precious")
     (work / "folder").mkdir()

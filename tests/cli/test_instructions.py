@@ -19,6 +19,7 @@ from softprompt import SoftPromptEmbedding, SoftPromptModel, load_prompt
 from softprompt.answering import job
 from softprompt.base.loading import load_base
 from softprompt.data.splits import load_split
+from softprompt.engine.continuous import ContinuousDecoding
 from softprompt.packs.batches import plan_batches
 from softprompt.tokens.encoding import encode_text
 
@@ -33,6 +34,7 @@ def work(tmp_path, monkeypatch, model_folder):
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(job, "QUEUED", 1)  # so that greedy runs have as many batches as sampled ones
     save_for(model_folder, "prompt.safetensors")
     write(folder, "jsonl", QUESTIONS)
     return folder
@@ -59,15 +61,19 @@ def passed(result):
 
 def stopped_at(monkeypatch, generate, batch, *extra, signum=signal.SIGINT, **changes):
     """A run that gets a signal while a batch, counted from 0, is computed."""
-    real, count = job.generate_batch, iter(range(10**6))
+    count = iter(range(10**6))
 
-    def interrupted(*args, **kwargs):
-        if next(count) == batch:
-            os.kill(os.getpid(), signum)
-        return real(*args, **kwargs)
+    def interrupting(real):
+        def interrupted(*args, **kwargs):
+            if next(count) == batch:
+                os.kill(os.getpid(), signum)
+            return real(*args, **kwargs)
+
+        return interrupted
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "generate_batch", interrupted)
+        for name in ("generate_batch", "queued_ids"):
+            patched.setattr(job, name, interrupting(getattr(job, name)))
         return generate(*extra, **changes)
 
 
@@ -114,7 +120,7 @@ def test_answers_are_those_of_each_row_alone(generate, work, model_folder, setti
 
 
 def test_pads_are_tokens_that_their_row_holds(generate, monkeypatch):
-    """A repetition penalty sees them."""
+    """A repetition penalty sees them. Sampled rows are padded; greedy ones join and leave."""
     real, gaps = SoftPromptModel.generate, []
 
     def spied(self, input_ids, attention_mask, **kwargs):
@@ -125,7 +131,7 @@ def test_pads_are_tokens_that_their_row_holds(generate, monkeypatch):
         return real(self, input_ids, attention_mask, **kwargs)
 
     monkeypatch.setattr(SoftPromptModel, "generate", spied)
-    passed(generate(per_device_eval_batch_size=64))
+    passed(generate(per_device_eval_batch_size=64, seed=1))
     assert len(gaps) == len(ROWS) and min(gaps) == 0 < max(gaps)
 
 
@@ -283,6 +289,27 @@ def test_resumed_equals_uninterrupted(generate, work, monkeypatch, changes):
     assert sorted(path.name for path in work.iterdir()) == ["prompt.safetensors", "rows.jsonl", "whole.jsonl"]
 
 
+def test_a_greedy_batch_is_larger_than_what_runs_together_and_resumes_as_it_ran(generate, work, monkeypatch):
+    monkeypatch.setattr(job, "QUEUED", 4)
+    real, joined = ContinuousDecoding.step, []
+
+    def spied(self):
+        joined.append(len(self.rows))
+        return real(self)
+
+    monkeypatch.setattr(ContinuousDecoding, "step", spied)
+    for size in (1, 2):
+        settings = {"per_device_eval_batch_size": size}
+        passed(generate("--overwrite", output_file="whole.jsonl", **settings))
+        assert max(joined) == size
+        for batch, answered in enumerate(range(0, 10, 4 * size)):
+            stopped = stopped_at(monkeypatch, generate, batch, "--overwrite", **settings)
+            assert stopped.status == 130 and f"{answered} of 10 rows are answered" in stopped.err
+            assert f"{10 - answered} to answer" in passed(generate("--resume", **settings)).err
+            assert (work / "rows.answers.jsonl").read_bytes() == (work / "whole.jsonl").read_bytes()
+            (work / "rows.answers.jsonl").unlink()
+
+
 def test_a_drawn_seed_is_kept(generate, work, monkeypatch):
     first = run_command_sampled(generate, "whole.jsonl")
     (seed,) = re.findall(r"^seed: (\d+)$", first.err, re.MULTILINE)
@@ -418,13 +445,13 @@ def test_full_disk(generate, work, monkeypatch, which):
 
 
 def test_out_of_memory(generate, work, monkeypatch):
-    def hungry(*args, questions, **kwargs):
-        if len(questions) > 2:
+    def hungry(*args, batch_size, **kwargs):
+        if batch_size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
-        return real(*args, questions=questions, **kwargs)
+        return real(*args, batch_size=batch_size, **kwargs)
 
-    real = job.generate_batch
-    monkeypatch.setattr(job, "generate_batch", hungry)
+    real = job.queued_ids
+    monkeypatch.setattr(job, "queued_ids", hungry)
     result = generate()
     assert result.status == 2
     last = result.err.splitlines()[-1]

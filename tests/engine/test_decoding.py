@@ -1,5 +1,7 @@
 """Decoding behind the cached prompt: the ids and draws of transformers' own loop, whatever the family and the pads."""
 
+import random
+
 import pytest
 import torch
 from helpers.families import CONFIGS, HIDDEN_SIZE, VOCAB_SIZE, make_family
@@ -8,13 +10,16 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
-from softprompt.engine import decoding
+from softprompt.engine import cached_pass, decoding
 from softprompt.engine import fronts as fronts_module
 from softprompt.engine import model as model_module
-from softprompt.engine.cache import PAD, Cache, bias, slot_positions
+from softprompt.engine.cache import Cache, bias
+from softprompt.engine.cached_pass import Pass, segments_of
+from softprompt.engine.fronts import front_cache
+from softprompt.engine.running import feed, running
 from softprompt.packs import cpu_kernels
 from softprompt.packs.attention import Rules
-from softprompt.packs.cpu_kernels import ThinLinear
+from softprompt.packs.cpu_kernels import thin_linear, thin_linears
 
 FREE = {"max_new_tokens": 9, "eos_token_id": None, "pad_token_id": 3}
 GREEDY = {**FREE, "do_sample": False}
@@ -110,7 +115,7 @@ def test_the_prompt_runs_once_until_it_changes(monkeypatch):
 
     def counted(base_model, prompt):
         runs.append(prompt)
-        return decoding.front_cache(base_model, prompt)
+        return front_cache(base_model, prompt)
 
     monkeypatch.setattr(fronts_module, "front_cache", counted)
     model, ids = soft_model(make_family("bloom")), torch.stack(texts(6, 6))
@@ -288,21 +293,74 @@ def test_the_base_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("family", ["bloom", "gemma2", "mistral", "gpt2"])
-def test_looking_at_all_slots_is_the_same_as_at_those_filled(family):
-    """What the CUDA graph does, whose shapes may not grow."""
-    base = make_family(family)
-    ids, mask = pad(texts(7, 4), "left")
-    prompt = decoding.front_cache(base, torch.randn(3, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1)))
+def test_slots_that_are_given_as_a_tensor_are_the_same(family):
+    """What the CUDA graph does, whose shapes and slots stand in tensors."""
+    base, rows = make_family(family), [text.tolist() for text in texts(7, 4)]
+    front = front_cache(base, torch.randn(3, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1)))
     logits = []
-    for grows in (True, False):
-        cache = Cache(slot_positions(mask, 3, 5), prompt)
-        with torch.no_grad(), decoding.running(base) as run:
-            decoding.feed(base, run, cache, ids, torch.arange(3, 10), 10 if grows else None)
-            for slot in range(10, 15):
-                seen = slot + 1 if grows else None
-                last = decoding.feed(base, run, cache, ids[:, -1:], torch.tensor([slot]), seen)
+    for fixed in (False, True):
+        cache = Cache()
+        cache.join([front] * 2)
+        with torch.no_grad(), running(base) as run:
+            feed(base, run, cache, None, rows)
+            if fixed:
+                cache.reserve(2, 100)
+            for _ in range(5):
+                ids = torch.tensor([row[-1] for row in rows])
+                if not fixed:
+                    last = feed(base, run, cache, ids)
+                    continue
+                tokens = Pass(cache, torch.tensor(cache.lengths), device=base.device)
+                last = run(tokens, base.get_input_embeddings()(ids))
+                cache.lengths = [length + 1 for length in cache.lengths]
         logits.append(last)
     assert torch.allclose(*logits, rtol=1e-5, atol=1e-5)
+
+
+def counted_tokens(monkeypatch):
+    """The tokens of every pass behind a front."""
+    counts = []
+    plan = Pass.__init__
+
+    def counted(self, cache, steps, segments=(), **device):
+        plan(self, cache, steps, segments, **device)
+        counts.append(len(self.position_ids))
+
+    monkeypatch.setattr(Pass, "__init__", counted)
+    return counts
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+def test_what_rows_have_in_common_is_computed_once(family, dtype, monkeypatch):
+    """A document of 20 ids, and behind it 5 that only some share, rows that are the same and one that ends early."""
+    model = soft_model(make_family(family, dtype))
+    document, turn, *ends = (text.tolist() for text in texts(20, 5, 3, 6, 1))
+    rows = [document + turn + ends[0], document + ends[1], document + turn + ends[0], document, document + turn]
+    rows += [ends[1], document + turn + ends[2]]
+    ids, mask = pad([torch.tensor(row) for row in rows], "left")
+    model.generate(ids[:1], attention_mask=mask[:1], **GREEDY)  # computes the front
+    counts = counted_tokens(monkeypatch)
+    batch = model.generate(ids, attention_mask=mask, **GREEDY)
+    assert counts == [20 + 5 + 3 + 6 + 6 + 1] + [7] * 8  # each piece once
+    for row, text in enumerate(rows):
+        alone = theirs(model, torch.tensor([text]), **GREEDY)[0, len(text) :]
+        assert torch.equal(batch[row, ids.shape[1] :], alone)
+
+
+def test_pieces_hold_every_id_of_every_row_once():
+    generator = random.Random(3)
+    for count in range(1, 9):
+        texts = [[generator.choice((1, 2)) for _ in range(generator.randint(1, 12))] for _ in range(count)]
+        cache = Cache()
+        cache.join([Cache(rows=1)] * (count + 2))
+        found = {row: [] for row in range(count)}
+        for piece in segments_of(cache, texts, 2):
+            for row in piece.rows:
+                assert len(found[row - 2]) == piece.start  # behind those that it continues
+                found[row - 2] += piece.ids
+            assert len(piece.rows) == 1 or len(piece.ids) >= cached_pass.SHARED or len({*map(str, texts)}) < count
+        assert [*found.values()] == texts
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -316,31 +374,51 @@ def test_a_cuda_graph_gives_the_same_ids(family, capsys):
 
 
 def test_bias_is_the_definition():
-    positions = slot_positions(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), 2, 1)
-    assert positions.tolist() == [[0, 1, PAD, PAD, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]]
     slopes = torch.tensor([0.5, 0.25])
-    ours = bias(positions[:, 4:], positions, Rules(1.0, slopes=slopes, window=3))
-    assert ours.shape == (2, 2, 3, 7)
-    for row in range(2):
-        for head in range(2):
-            for query in range(3):
-                for key in range(7):
-                    distance = positions[row, 4 + query].item() - positions[row, key].item()
-                    expected = -slopes[head].item() * distance if 0 <= distance < 3 else -torch.inf
-                    assert ours[row, head, query, key].item() == expected
+    ours = bias(torch.arange(4, -4, -1), Rules(1.0, slopes=slopes, window=3))
+    assert ours.shape == (2, 8)
+    for head in range(2):
+        for place, distance in enumerate(range(4, -4, -1)):
+            expected = -slopes[head].item() * distance if 0 <= distance < 3 else -torch.inf
+            assert ours[head, place].item() == expected
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("shape", [(3, 1), (1, 5)], ids=["steps", "a text"])
+def test_attention_by_products_is_the_definition(softcap, shape):
+    """In fp64, with grouped queries, a bias for every head and scores that may be capped."""
+    (rows, length), generator = shape, torch.Generator().manual_seed(1)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    query, keys, values, added = (
+        draw(rows, 4, length, 8),
+        draw(rows, 2, 9, 8),
+        draw(rows, 2, 9, 8),
+        draw(1, 4, length, 9),
+    )
+    ours = cached_pass._by_products(query, keys, values, added, Rules(0.3, softcap=softcap))
+    scores = 0.3 * query @ keys.repeat_interleave(2, dim=1).transpose(2, 3)
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    expected = (scores + added).softmax(-1) @ values.repeat_interleave(2, dim=1)
+    assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-12)
+    if softcap is None:
+        fused = cached_pass.attention(query, keys, values, added, Rules(0.3))
+        assert torch.allclose(fused, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rows", [(), (1,), (7,), (2, 3), (600,)])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_thin_products_are_linear_layers(rows, with_bias, monkeypatch):
-    monkeypatch.setattr(
-        cpu_kernels, "cpu_uses_amx", lambda: True
-    )  # the products are the same on every CPU, only slower
+    monkeypatch.setattr(cpu_kernels, "cpu_uses_amx", lambda: True)  # the products are the same on every CPU
     layer = torch.nn.Linear(24, 40, bias=with_bias).to(torch.bfloat16).requires_grad_(False)
-    x = torch.randn(*rows, 24, dtype=torch.bfloat16)
+    x, thin = torch.randn(*rows, 24, dtype=torch.bfloat16), []
+    monkeypatch.setattr(cpu_kernels, "thin_linear", lambda *given: thin.append(given) or thin_linear(*given))
     expected = layer(x)
-    with ThinLinear():
+    with thin_linears(torch.nn.Sequential(layer)):
         output = layer(x)
+    assert len(thin) == (rows != (600,)) and "forward" not in vars(layer)
     assert output.shape == expected.shape and output.dtype == torch.bfloat16
     assert torch.allclose(output, expected, rtol=0.02, atol=0.02)
 
@@ -380,8 +458,10 @@ def test_half_precision_stays_close_to_full(family):
     logits = []
     for base in (model, half):
         noise = torch.randn(3, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
-        prompt = decoding.front_cache(base, noise.to(base.dtype))
-        with torch.no_grad(), decoding.running(base) as run:
-            cache = Cache(slot_positions(torch.ones_like(ids), 3, 0), prompt)
-            logits.append(decoding.feed(base, run, cache, ids, torch.arange(3, 12), 12).float())
+        cache = Cache()
+        with torch.no_grad(), running(base) as run:
+            cache.join([front_cache(base, noise.to(base.dtype))] * 2)
+            found = [feed(base, run, cache, None, ids.tolist())]
+            found += [feed(base, run, cache, ids[:, place]) for place in range(3)]
+        logits.append(torch.stack(found).float())
     assert (logits[0] - logits[1]).abs().max() < 0.05 * logits[0].abs().max()

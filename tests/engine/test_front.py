@@ -11,11 +11,11 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
-from softprompt.answering.batch import answers_beside_references, greedy_answers
-from softprompt.engine import decoding
+from softprompt.answering.greedy import answers_beside_references, greedy_answers
 from softprompt.engine import fronts as fronts_module
 from softprompt.engine.forward import pack_loss, pack_scores
 from softprompt.engine.front import Front
+from softprompt.engine.fronts import front_cache
 from softprompt.engine.passes import pass_losses, row_scores
 from softprompt.packs.batches import pack_rows
 from softprompt.packs.families import can_pack
@@ -311,7 +311,7 @@ def test_the_front_runs_once_until_it_changes(monkeypatch):
 
     def counted(base_model, embeds):
         runs.append(len(embeds))
-        return decoding.front_cache(base_model, embeds)
+        return front_cache(base_model, embeds)
 
     monkeypatch.setattr(fronts_module, "front_cache", counted)
     base, ids = make_family("gemma3_text"), torch.tensor([draw_ids(6, 1)] * 2)

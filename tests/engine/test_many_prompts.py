@@ -6,12 +6,12 @@ from helpers.families import CONFIGS, HIDDEN_SIZE, VOCAB_SIZE, make_family
 from transformers import MptConfig, MptForCausalLM
 
 from softprompt import SoftPromptEmbedding, SoftPromptModel, UserError
-from softprompt.engine import decoding
 from softprompt.engine import fronts as fronts_module
 from softprompt.engine import model as model_module
-from softprompt.engine.cache import PAD, Cache, slot_positions
+from softprompt.engine.cache import Cache
 from softprompt.engine.front import Front
-from softprompt.engine.fronts import FrontCaches
+from softprompt.engine.fronts import FrontCaches, front_cache
+from softprompt.engine.running import feed, running
 
 GREEDY = {"max_new_tokens": 9, "eos_token_id": None, "pad_token_id": 3, "do_sample": False}
 # the ids before the prompt, P and the ids after it; None is the base alone. Windows are of 5 to 7 positions
@@ -72,17 +72,12 @@ def test_logits_of_a_mixed_batch_are_those_of_each_row_alone(family, dtype, tole
     """Behind the text and behind two more ids, which decoding puts into further slots."""
     base, (fronts, rows) = make_family(family, dtype), make_rows()
     caches = [FrontCaches().of(base, front or Front()) for front in fronts]
-    lengths = [len(front or ()) for front in fronts]
-    ids, mask = pad(rows)
-    cache = Cache(slot_positions(mask, lengths, 2), caches)
-    start, found = max(lengths), []
+    cache, found = Cache(), []
+    cache.join(caches)
     more = torch.stack([draw_ids(2, seed) for seed in range(len(rows))])
-    with torch.no_grad(), decoding.running(base) as run:
-        end = start + ids.shape[1]
-        found.append(decoding.feed(base, run, cache, ids, torch.arange(start, end), end))
-        for place in range(2):
-            slot = torch.tensor([end + place])
-            found.append(decoding.feed(base, run, cache, more[:, place, None], slot, end + place + 1))
+    with torch.no_grad(), running(base) as run:
+        found.append(feed(base, run, cache, None, [row.tolist() for row in rows]))
+        found += [feed(base, run, cache, more[:, place]) for place in range(2)]
     for row, (front, text) in enumerate(zip(fronts, rows, strict=True)):
         with torch.no_grad():
             expected = base(inputs_embeds=embeds_alone(base, front, torch.cat([text, more[row]]))).logits[0, -3:]
@@ -196,7 +191,7 @@ def test_a_front_is_computed_once_and_the_least_recently_used_goes(monkeypatch):
 
     def counted(base_model, embeds):
         runs.append(len(embeds))
-        return decoding.front_cache(base_model, embeds)
+        return front_cache(base_model, embeds)
 
     monkeypatch.setattr(fronts_module, "front_cache", counted)
     base, caches = make_family("gemma2"), FrontCaches(kept=2)
@@ -209,7 +204,7 @@ def test_a_front_is_computed_once_and_the_least_recently_used_goes(monkeypatch):
     caches.of(base, two)
     assert runs == [1, 2, 3, 2]
     two.prompt.mul_(-1)
-    assert caches.of(base, two).positions.shape == (1, 2) and runs == [1, 2, 3, 2, 2]
+    assert caches.of(base, two).lengths == [2] and runs == [1, 2, 3, 2, 2]
 
 
 def test_more_prompts_than_are_kept_share_a_batch():
@@ -220,12 +215,3 @@ def test_more_prompts_than_are_kept_share_a_batch():
     output = model.generate(ids, mask, prompts=fronts, **GREEDY)
     model.front_caches = FrontCaches()
     assert torch.equal(output, model.generate(ids, mask, prompts=fronts, **GREEDY))
-
-
-def test_slots_of_fronts_of_unlike_length():
-    mask = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 1, 1]])
-    assert slot_positions(mask, [1, 3, 0], 1).tolist() == [
-        [0, PAD, PAD, PAD, 1, 2, 3],
-        [0, 1, 2, 3, 4, 5, 6],
-        [PAD, PAD, PAD, 0, 1, 2, 3],
-    ]

@@ -1,13 +1,16 @@
 """Row scores and greedy answers against plain loops over the untouched model, one row at a time."""
 
+import os
+
 import pytest
 import torch
 from helpers.models import FAMILIES, VOCAB_SIZE, make_model
 from helpers.rows import ROWS
 from helpers.scoring import PAD, logits_of, prompt_of, with_prompt
 
-from softprompt.answering.batch import answers_beside_references, greedy_answers
+from softprompt.answering.greedy import answers_beside_references, greedy_answers
 from softprompt.data.row import Row
+from softprompt.engine.cached_pass import Pass
 from softprompt.engine.passes import Score, pass_losses, row_scores, total_score
 from softprompt.tokens.encoding import EncodedRow, Encoder, encode_rows
 
@@ -120,7 +123,31 @@ def test_answers_are_those_of_each_question_alone(family, weight, tokenizer):
     for size in (1, 4, 64):
         settings = {"max_new_tokens": 9, "batch_size": size, "advance": told.append}
         assert greedy_answers(with_prompt(base, weight), Encoder(tokenizer), questions, **settings) == wanted
-    assert told == [1] * 10 + [4, 4, 2] + [10]
+    assert told == [1] * 30
+
+
+@pytest.mark.parametrize("weight", [None, prompt_of()], ids=["alone", "prompt"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_all_questions_begin_with_is_read_once(family, weight, tokenizer, monkeypatch):
+    """Whenever a question joins; and a row that is done makes room at once."""
+    base, opening = make_model(family), [5 + place % 90 for place in range(40)]
+    rows = [Row.asked(**row, number=1 + place) for place, row in enumerate(ROWS)]
+    questions = [[*opening, *Encoder(tokenizer).questions([row])[0]] for row in rows]
+    wanted = answers_one_by_one(base, weight, tokenizer, questions, 9)
+    real, read, together = Pass.__init__, [], []
+
+    def spied(self, cache, steps, segments=(), **settings):
+        real(self, cache, steps, segments, **settings)
+        read.append(len(self.ids))
+        together.append(cache.rows)
+
+    monkeypatch.setattr(Pass, "__init__", spied)
+    settings = {"max_new_tokens": 9, "batch_size": 3}
+    assert greedy_answers(with_prompt(base, weight), Encoder(tokenizer), questions, **settings) == wanted
+    front, shared = 0 if weight is None else len(weight), len(os.path.commonprefix(questions))
+    assert shared > 40 and read[0] == front + shared
+    assert sum(read[1:]) <= sum(len(ids) - shared for ids in questions)
+    assert together[1] == 3 and together[1:] == sorted(together[1:], reverse=True)  # full until the queue is empty
 
 
 @pytest.mark.parametrize("room", [3, 400])
