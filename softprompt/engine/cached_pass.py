@@ -19,6 +19,7 @@ from softprompt.packs.attention import MAX_KEPT_SCORES, Rules
 from softprompt.packs.cpu_kernels import cpu_uses_amx
 
 SHARED = 4  # fewest ids in common that are worth a segment of their own
+MOST_SCORES = 1 << 21  # most scores a head that are computed together
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Segment:
     def end(self) -> int:
         """The position behind the last."""
         return self.start + len(self.ids)
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """Start and end of pieces with at most `MOST_SCORES` scores a head, so that no memory grows with the square."""
+        most = max(1, MOST_SCORES // self.end)
+        return [(start, min(start + most, self.end)) for start in range(self.start, self.end, most)]
 
 
 class Pass:
@@ -90,15 +97,17 @@ class Pass:
         if place:
             new = slice(place)
             output[new] = self._attend_steps(query[:, new], key[:, new], value[:, new], keys, values, rules)
-        for number, segment in enumerate(self.segments):
-            own, rows, end = slice(place, place + len(segment.ids)), indices(segment.rows), segment.end
-            keys[rows, :, segment.start : end] = key[:, own]
-            values[rows, :, segment.start : end] = value[:, own]
-            one = slice(segment.rows[0], segment.rows[0] + 1)
-            seen, shown = keys[one, :, :end], values[one, :, :end]
-            added = self._segment_bias(number, segment, rules, query)
-            output[own] = attention(query[None, :, own], seen, shown, added, rules)[0].transpose(0, 1)
-            place = own.stop
+        for segment in self.segments:
+            new, rows = slice(place, place + len(segment.ids)), indices(segment.rows)
+            keys[rows, :, segment.start : segment.end] = key[:, new]
+            values[rows, :, segment.start : segment.end] = value[:, new]
+            one, parts = slice(segment.rows[0], segment.rows[0] + 1), segment.parts
+            for start, end in parts:
+                own = slice(place, place + end - start)
+                added = self._part_bias(start, end, rules, query, keep=len(parts) == 1)
+                found = attention(query[None, :, own], keys[one, :, :end], values[one, :, :end], added, rules)
+                output[own] = found[0].transpose(0, 1)
+                place = own.stop
         return output
 
     def _attend_steps(
@@ -125,15 +134,21 @@ class Pass:
             self._biases[key] = found[:, :, None]
         return self._biases[key]
 
-    def _segment_bias(self, number: int, segment: Segment, rules: Rules, query: Tensor) -> Tensor:
-        """What is added to the scores of a segment, `[1, 1 or Q, ids, end]`."""
-        key = (rules.slopes is None, rules.window, number)
-        if key not in self._biases:
+    def _part_bias(self, start: int, end: int, rules: Rules, query: Tensor, *, keep: bool) -> Tensor:
+        """What is added to the scores of the queries from `start` to `end`, `[1, 1 or Q, end - start, end]`.
+
+        Args:
+            keep: whether it is kept for the other layers.
+        """
+        key = (rules.slopes is None, rules.window, start, end)
+        found = self._biases.get(key)
+        if found is None:
             numbers, slots = self.cache.by_distance(rules, query), self.cache.room[1]
             # one line for each query, the last query's first
-            lines = numbers.unfold(1, segment.end, 1)[:, slots - segment.end : slots - segment.start]
-            self._biases[key] = lines.flip(1)[None]
-        return self._biases[key]
+            found = numbers.unfold(1, end, 1)[:, slots - end : slots - start].flip(1)[None]
+        if keep:
+            self._biases[key] = found
+        return found
 
 
 def segments_of(cache: Cache, texts: Sequence[Sequence[int]], first_row: int) -> list[Segment]:

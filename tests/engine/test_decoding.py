@@ -348,6 +348,31 @@ def test_what_rows_have_in_common_is_computed_once(family, dtype, monkeypatch):
         assert torch.equal(batch[row, ids.shape[1] :], alone)
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_long_text_attends_in_parts(family, monkeypatch):
+    """The logits of float64 within 1e-12 of those of one part, since only the order of sums differs."""
+    model = soft_model(make_family(family).double())
+    rows = [row.tolist() for row in texts(*LENGTHS)]
+
+    def logits():
+        cache = Cache()
+        with torch.no_grad(), running(model.base_model) as run:
+            cache.join([front_cache(model.base_model, model.soft_prompt.weight.double())] * len(rows))
+            return feed(model.base_model, run, cache, None, rows)
+
+    whole = logits()
+    for most in (1, 40):
+        monkeypatch.setattr(cached_pass, "MOST_SCORES", most)
+        torch.testing.assert_close(logits(), whole, rtol=0, atol=1e-12)
+
+
+def test_parts_hold_every_place_once_and_no_more_scores_than_allowed():
+    segment = cached_pass.Segment([0], 100, range(16_000))
+    parts = segment.parts
+    assert [place for start, end in parts for place in range(start, end)] == [*range(100, 16_100)]
+    assert all((end - start) * end <= cached_pass.MOST_SCORES for start, end in parts)
+
+
 def test_pieces_hold_every_id_of_every_row_once():
     generator = random.Random(3)
     for count in range(1, 9):
