@@ -160,13 +160,15 @@ def attend_lanes(query: Tensor, key: Tensor, value: Tensor, layout: LaneLayout, 
 
 
 class _BatchByBatch(torch.autograd.Function):
-    """`attend_lanes` with its backward pass written by hand, which gathers queries, keys and values again."""
+    """`attend_lanes` with a backward pass written by hand, for which what was gathered is kept: a shared pass is short."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, layout: LaneLayout, rules: Rules) -> Tensor:
         output, kept, (heads, groups) = torch.empty_like(query), [], (len(query), len(key))
         for number, batch in enumerate(layout.batches):
             queries, keys = batch.gathered(query, batch.queries, groups), batch.gathered(key, batch.keys, groups)
+            values = batch.gathered(value, batch.keys, groups)
+            kept += [queries, keys, values]
             if rules.softcap is None:
                 bias = layout.bias(number, rules, query.dtype, heads, groups)
                 scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=rules.scale)  # [G * B, *, Z + L]
@@ -177,35 +179,34 @@ class _BatchByBatch(torch.autograd.Function):
                 scores = torch.add(bias, capped, alpha=rules.softcap)
                 kept.append(capped)
             kept.append(scores.softmax(-1).to(query.dtype))
-            attended = torch.bmm(kept[-1], batch.gathered(value, batch.keys, groups))
+            attended = torch.bmm(kept[-1], values)
             output.index_copy_(1, batch.written, batch.scattered(attended, heads, groups))
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.layout, ctx.rules = layout, rules
+        ctx.save_for_backward(*kept)
+        ctx.layout, ctx.rules, ctx.shape = layout, rules, (heads, groups, *query.shape[1:])
         return output.transpose(0, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (query, key, value, *kept), layout, rules = ctx.saved_tensors, ctx.layout, ctx.rules
-        heads, groups, width = len(query), len(key), query.shape[-1]
+        layout, rules, (heads, groups, places, width) = ctx.layout, ctx.rules, ctx.shape
         grad_output = grad_output.transpose(0, 1).contiguous()
-        grad_query, wide = torch.empty_like(query), wide_dtype(key.dtype)
-        grad_key, grad_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
-        remaining = iter(kept)
+        grad_query, dtype, wide = torch.empty_like(grad_output), grad_output.dtype, wide_dtype(grad_output.dtype)
+        grad_key, grad_value = grad_output.new_zeros(2, groups, places, width, dtype=wide)
+        remaining = iter(ctx.saved_tensors)
         for batch in layout.batches:
+            queries, keys, values = next(remaining), next(remaining), next(remaining)
             capped, probabilities = None if rules.softcap is None else next(remaining), next(remaining)
-            queries, keys = batch.gathered(query, batch.queries, groups), batch.gathered(key, batch.keys, groups)
             grad = batch.gathered(grad_output, batch.queries, groups)
             if batch.pads is not None:  # their output was dropped, so nothing comes back to them
                 grad.view(groups, batch.size, -1, batch.length, width).masked_fill_(batch.pads, 0.0)
-            slopes = torch.bmm(grad, batch.gathered(value, batch.keys, groups).transpose(1, 2))
+            slopes = torch.bmm(grad, values.transpose(1, 2))
             slopes = torch._softmax_backward_data(slopes, probabilities, -1, probabilities.dtype)
             if capped is not None:
-                slopes = (slopes * (1 - capped.square())).to(query.dtype)
+                slopes = (slopes * (1 - capped.square())).to(dtype)
             of_queries = torch.bmm(slopes, keys).mul_(rules.scale)
             of_keys = torch.bmm(slopes.transpose(1, 2), queries).mul_(rules.scale)  # [G * B, Z + L, D]
             of_values = torch.bmm(probabilities.transpose(1, 2), grad)
             grad_query.index_copy_(1, batch.written, batch.scattered(of_queries, heads, groups))
             for whole, part in ((grad_key, of_keys), (grad_value, of_values)):
                 whole.index_add_(1, batch.keys, part.view(groups, -1, width).to(wide))
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+        return grad_query, grad_key.to(dtype), grad_value.to(dtype), None, None
