@@ -160,7 +160,7 @@ def attend_lanes(query: Tensor, key: Tensor, value: Tensor, layout: LaneLayout, 
 
 
 class _BatchByBatch(torch.autograd.Function):
-    """`attend_lanes` with a backward pass written by hand, for which what was gathered is kept: a shared pass is short."""
+    """`attend_lanes` with its backward pass written by hand, which needs what was gathered: a shared pass is short."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, layout: LaneLayout, rules: Rules) -> Tensor:
