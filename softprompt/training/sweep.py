@@ -86,7 +86,7 @@ class SweepReport(Report):
         """A round of `num_trials` trials begins, each of `steps` steps."""
 
     def trial(self, result: TrialResult, steps_done: int) -> None:
-        """A trial is finished, and with it `steps_done` of all steps, those of an earlier run included."""
+        """A trial of a finished round; `steps_done` are the steps of all rounds so far, those of an earlier run too."""
 
 
 class TrialReport(Report):
