@@ -69,7 +69,7 @@ def test_a_lane_gets_what_it_gets_alone(family, dtype, same_rows):
 @pytest.mark.parametrize("family", ["bloom", "llama", "gemma2"])
 @pytest.mark.parametrize("longest", [0, 8])
 def test_long_rows_attend_lane_by_lane_to_the_same_end(family, longest, monkeypatch):
-    monkeypatch.setattr(lanes_module, "TILE_PLACES", longest)
+    monkeypatch.setattr(lanes_module, "LONGEST_IN_BATCHES", longest)
     monkeypatch.setattr("softprompt.engine.forward.attend_lanes", None)  # so that it cannot be what is tested
     base, lanes = make_family(family, torch.float64), make_lanes(torch.float64)
     packs = [(front, pack_rows(rows, front_length=len(front))) for front, rows in lanes]
