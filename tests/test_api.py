@@ -63,14 +63,14 @@ def train(model_folder):
 
 def stop_after(monkeypatch, steps):
     """Send SIGINT while step `steps + 1` is computed, as a notebook's stop button does."""
-    real = Trainer._advance
+    real = Trainer.next_rows
 
-    def advance(self, folder):
+    def next_rows(self):
         if self.step == steps:
             os.kill(os.getpid(), signal.SIGINT)
-        real(self, folder)
+        return real(self)
 
-    monkeypatch.setattr(Trainer, "_advance", advance)
+    monkeypatch.setattr(Trainer, "next_rows", next_rows)
 
 
 def learnt(trained):

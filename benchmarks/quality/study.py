@@ -8,6 +8,7 @@ Every finished run is a line of --results and is not run again, so a stopped stu
 """
 
 import argparse
+import dataclasses
 import math
 import multiprocessing
 import os
@@ -85,21 +86,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def work(runs: list[Run], results: Results, options: argparse.Namespace, deadline: float) -> None:
     """Do `runs` in order, `--jobs` at a time; none is started after the deadline."""
-    folders, todo = {"smollm2": str(options.smollm2)}, list(runs)
+    folders, todo = {"smollm2": str(options.smollm2)}, jobs_of(runs)
     context = multiprocessing.get_context("spawn")  # a fork would share PyTorch's threads
     with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=begin_worker) as pool:
         under_way = set()
         while todo or under_way:
             while todo and len(under_way) < options.jobs and time.monotonic() < deadline:
                 under_way.add(pool.submit(execute, todo.pop(0), folders, options.threads))
+            left = [run for job in todo for run in job]
             if not under_way:
-                print(f"--minutes are over; {len(todo)} runs are left", flush=True)
+                print(f"--minutes are over; {len(left)} runs are left", flush=True)
                 return
             done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
-            for future in done:
-                record = future.result()
+            for record in (record for future in done for record in future.result()):
                 results.add(record)
-                print(f"{line(record)}; about {minutes(todo, results, options.jobs)} left", flush=True)
+                print(f"{line(record)}; about {minutes(left, results, options.jobs)} left", flush=True)
+
+
+def jobs_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of softprompt that differ in their seed alone, which share their passes, and all others one by one."""
+    jobs: dict[Run, list[Run]] = {}
+    for run in runs:
+        jobs.setdefault(dataclasses.replace(run, seed=0) if run.method == "softprompt" else run, []).append(run)
+    return list(jobs.values())
 
 
 def begin_worker() -> None:

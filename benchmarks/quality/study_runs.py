@@ -5,6 +5,7 @@ import functools
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from updates import disturb
 from softprompt.base.loading import Base, load_base
 from softprompt.config.commands import DEFAULT_MODEL, TrainConfig
 from softprompt.engine.model import SoftPromptModel
+from softprompt.errors import Diverged
 from softprompt.prompt.embedding import SoftPromptEmbedding, rms
 from softprompt.prompt.file import load_prompt
 from softprompt.prompt.start import initial_prompt
 from softprompt.system.sources import is_builtin, model_folder
 from softprompt.tokens.encoded_splits import EncodedSplit, EncodedSplits
 from softprompt.tokens.encoding import EncodedRow, Encoder, encode_rows
+from softprompt.training.lanes import run_lanes
 from softprompt.training.run_log import METRICS_NAME, NO_PROMPT, read_records
 from softprompt.training.trainer import Trainer
 
@@ -78,25 +81,36 @@ class Splits:
         return cls(**encoded, encoder=encoder)
 
 
-def execute(run: Run, folders: dict[str, str], threads: int) -> dict:
-    """Do a run; the record says why if it failed.
+def execute(runs: Sequence[Run], folders: dict[str, str], threads: int) -> list[dict]:
+    """Do one run, or several of softprompt that differ in their seed alone; the records say why if they failed.
 
     Args:
         folders: of the models that do not ship with softprompt.
     """
     torch.set_num_threads(threads)
     begin = time.perf_counter()
-    result: dict = {}
     try:
-        result = _outcome(run, folders)
+        results = _outcomes(runs, folders)
     except Exception as error:  # one method that does not work must not end a study of hours
-        result = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    return dataclasses.asdict(run) | result | {"seconds": round(time.perf_counter() - begin, 2)}
+        results = [_failed(error) for _ in runs]
+    seconds = round((time.perf_counter() - begin) / len(runs), 2)
+    return [dataclasses.asdict(run) | result | {"seconds": seconds} for run, result in zip(runs, results, strict=True)]
 
 
-def _outcome(run: Run, folders: dict[str, str]) -> dict:
-    base, folder = loaded(run.model, run.scale, folders.get(run.model))
-    return outcome_of(run, base, folder, Splits.of(task(run.task), base))
+def _outcomes(runs: Sequence[Run], folders: dict[str, str]) -> list[dict]:
+    first = runs[0]
+    base, folder = loaded(first.model, first.scale, folders.get(first.model))
+    splits = Splits.of(task(first.task), base)
+    if len(runs) == 1:
+        return [outcome_of(first, base, folder, splits)]
+    return [
+        _failed(trained) if isinstance(trained, Diverged) else _record(*trained, splits, base.pad_token_id)
+        for trained in train_lanes(runs, base, splits)
+    ]
+
+
+def _failed(error: Exception) -> dict:
+    return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
 
 def outcome_of(run: Run, base: Base, folder: str, splits: Splits) -> dict:
@@ -158,31 +172,56 @@ def train_ours(
     Args:
         disturbance: seed of a tiny change to the first prompt, which stands for other roundings.
     """
+    (trained,) = train_lanes([run], base, splits, optim=optim, disturbance=disturbance)
+    if isinstance(trained, Diverged):
+        raise trained
+    return trained
+
+
+def train_lanes(
+    runs: Sequence[Run],
+    base: Base,
+    splits: Splits,
+    *,
+    optim: str = TrainConfig.optim,
+    disturbance: int | None = None,
+) -> list[tuple[SoftPromptModel, Outcome, float] | Diverged]:
+    """Runs that share each pass over the base, as the trials of `sweep` do; else as `train_ours`."""
+    rows = EncodedSplits(splits.encoder, EncodedSplit(splits.train), EncodedSplit(splits.select))
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(
-            model=base.name,
-            prompt_file=str(Path(folder) / "prompt.safetensors"),
-            virtual_tokens=run.virtual_tokens,
-            max_steps=run.steps,
-            eval_steps=run.steps // evaluations(run.steps),
-            learning_rate=run.rate,
-            optim=optim,
-            seed=run.seed,
-            precision="fp32",
-        )
-        prompt = initial_prompt(config, base)
-        if disturbance is not None:
-            disturb(prompt.weight, disturbance)
-        if run.alpha is not None:
-            config.learning_rate = run.alpha * rms(prompt.weight).item()
-        rows = EncodedSplits(splits.encoder, EncodedSplit(splits.train), EncodedSplit(splits.select))
-        trainer = Trainer(SoftPromptModel(base.model, prompt), base, rows, config)
-        trainer.run()
-        history = read_history(config.run_folder / METRICS_NAME)
-        weight = load_prompt(config.prompt_file).weight
-    model = SoftPromptModel(base.model, SoftPromptEmbedding.from_tensor(weight))
+        lanes = []
+        for place, run in enumerate(runs):
+            config = TrainConfig(
+                model=base.name,
+                prompt_file=str(Path(folder) / f"{place}.safetensors"),
+                virtual_tokens=run.virtual_tokens,
+                max_steps=run.steps,
+                eval_steps=run.steps // evaluations(run.steps),
+                learning_rate=run.rate,
+                optim=optim,
+                seed=run.seed,
+                precision="fp32",
+            )
+            prompt = initial_prompt(config, base)
+            if disturbance is not None:
+                disturb(prompt.weight, disturbance)
+            if run.alpha is not None:
+                config.learning_rate = run.alpha * rms(prompt.weight).item()
+            lanes.append(Trainer(SoftPromptModel(base.model, prompt), base, rows, config))
+        outcomes = run_lanes(lanes)
+        return [
+            outcome if isinstance(outcome, Diverged) else _trained(lane)
+            for lane, outcome in zip(lanes, outcomes, strict=True)
+        ]
+
+
+def _trained(lane: Trainer) -> tuple[SoftPromptModel, Outcome, float]:
+    """What a run left: the prompt of its file, its held-out losses, and its rate."""
+    history = read_history(lane.config.run_folder / METRICS_NAME)
+    prompt = SoftPromptEmbedding.from_tensor(load_prompt(lane.config.prompt_file).weight)
     best_step = min(history, key=lambda entry: entry[1])[0]
-    return model, Outcome(history, best_step, finite=True), trainer.optimizer.rate
+    outcome = Outcome(history, best_step, finite=True)
+    return SoftPromptModel(lane.base.model, prompt), outcome, lane.optimizer.rate
 
 
 def read_history(metrics_file: Path) -> list[tuple[int, float]]:

@@ -58,7 +58,7 @@ def saved(trainer: Trainer, after: int, steps: int) -> tuple[float, float, int]:
     """Take steps and save after each: seconds and CPU seconds of the median checkpoint, and the bytes of the last."""
     note_run(trainer)
     trainer.step = after
-    clocks, save = [], trainer._save
+    clocks, save = [], trainer.save
 
     def timed(folder: Path) -> None:
         start = time.perf_counter(), time.process_time()
@@ -67,7 +67,7 @@ def saved(trainer: Trainer, after: int, steps: int) -> tuple[float, float, int]:
         if len(clocks) == steps:
             trainer.stop_signal = 15
 
-    trainer._save = timed  # type: ignore[method-assign]
+    trainer.save = timed  # type: ignore[method-assign]
     with contextlib.suppress(Interrupted):
         trainer.run()
     (seconds, busy) = (statistics.median(each) for each in zip(*clocks[1:], strict=True))

@@ -59,7 +59,7 @@ def _search(config: SweepConfig, replaces: "FileId | None") -> None:
     if result.test is not None:
         say(describe_test(result.test), flags=False)
     again = command_line("train", result.options)
-    say(f"prompt written to {search.written}; the same by itself: {again}", flags=False)
+    say(f"prompt written to {search.written}; to train it by itself: {again}", flags=False)
     if search.written != Path(config.prompt_file):
         say(describe_other_name(config.prompt_file, search.written))
 

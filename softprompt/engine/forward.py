@@ -5,6 +5,8 @@ Every result is what the base computes when each row runs alone behind the front
 
 import contextlib
 import functools
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +18,10 @@ from softprompt.packs import bloom, flex_attention
 from softprompt.packs.attention import Layout, Rules, attend
 from softprompt.packs.batches import Pack
 from softprompt.packs.families import own_attention, recomputed_layers
+from softprompt.packs.lanes import LaneLayout, attend_lanes
+
+# from query `[Q, S, D]`, key and value `[G, S, D]` and the rules to `[S, Q, D]`
+Attention = Callable[[Tensor, Tensor, Tensor, Rules], Tensor]
 
 
 def attention_note(base_model: PreTrainedModel) -> str | None:
@@ -62,29 +68,71 @@ def pack_hidden_states(base_model: PreTrainedModel, front: Front, pack: Pack, *,
     Raises:
         UserError: `recompute` is set, and the base has no layers that can be recomputed.
     """
-    ids = torch.tensor(pack.input_ids, dtype=torch.long, device=base_model.device)
-    places = torch.tensor(pack.places, device=base_model.device)
-    parts = [part[0] for part in front.embeds(base_model.get_input_embeddings(), ids[None])]
-    layout = Layout.of(pack, base_model.device)
+    (hidden,) = lane_hidden_states(base_model, [(front, pack)], recompute=recompute)
+    return hidden
+
+
+def lane_losses(
+    base_model: PreTrainedModel, lanes: Sequence[tuple[Front, Pack]], *, recompute: bool = False
+) -> list[Tensor]:
+    """Compute what `pack_loss` computes for every pack behind its front, all of them in one pass."""
+    hidden, head = lane_hidden_states(base_model, lanes, recompute=recompute), Head.of(base_model)
+    targets = [torch.tensor(pack.targets, device=base_model.device) for _, pack in lanes]
+    return [head_cross_entropy(each, head, wanted) for each, wanted in zip(hidden, targets, strict=True)]
+
+
+def lane_hidden_states(
+    base_model: PreTrainedModel, lanes: Sequence[tuple[Front, Pack]], *, recompute: bool = False
+) -> tuple[Tensor, ...]:
+    """Compute what `pack_hidden_states` computes for every pack behind its front, all of them in one pass."""
+    embedding, device = base_model.get_input_embeddings(), base_model.device
+    parts, places, start = list[Tensor](), list[int](), 0
+    for front, pack in lanes:
+        ids = torch.tensor(pack.input_ids, dtype=torch.long, device=device)
+        parts += [part[0] for part in front.embeds(embedding, ids[None])]
+        places += [start + place for place in pack.places]
+        start += pack.bounds[-1]
+    layouts = [Layout.of(pack, device) for _, pack in lanes]
+    layout, attention = LaneLayout(layouts), functools.partial(_attend, layouts[0])
+    if len(lanes) > 1:
+        attention = functools.partial(_attend_lanes, layout)
+    where = torch.tensor(places, dtype=torch.long, device=device)
     if bloom.is_bloom(base_model):
-        return bloom.hidden_states(base_model, parts, places, functools.partial(_attend, layout), recompute)
-    return _through_interface(base_model, parts, layout, places, recompute)
+        hidden = bloom.hidden_states(base_model, parts, where, attention, recompute)
+    else:
+        hidden = _through_interface(base_model, parts, layout.positions, attention, where, recompute)
+    return hidden.split([len(pack.places) for _, pack in lanes])
 
 
 def _through_interface(
-    base_model: PreTrainedModel, parts: list[Tensor], layout: Layout, places: Tensor, recompute: bool
+    base_model: PreTrainedModel,
+    parts: list[Tensor],
+    positions: Tensor,
+    attention: Attention,
+    places: Tensor,
+    recompute: bool,
 ) -> Tensor:
     """Compute the hidden states `[N, H]` at `places` with a base whose attention can be replaced by name."""
 
     def attend_row(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
-        return _attend(layout, query[0], key[0], value[0], rules)[None]
+        return attention(query[0], key[0], value[0], rules)[None]
 
     embeds = torch.cat(parts)[None]  # [1, S, H]
-    settings = {"position_ids": layout.positions[None], "use_cache": False, "attend": attend_row}
+    settings = {"position_ids": positions[None], "use_cache": False, "attend": attend_row}
     recomputed = recomputed_layers(base_model, own_attention) if recompute else contextlib.nullcontext()
     with recomputed, own_attention(base_model):
         hidden = base_model.base_model(inputs_embeds=embeds, **settings).last_hidden_state
     return hidden[0, places]
+
+
+def _attend_lanes(lanes: LaneLayout, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
+    """Attend in batches over all lanes where that pays, and else lane by lane."""
+    if not query.is_cuda and lanes.in_batches:
+        return attend_lanes(query, key, value, lanes, rules)
+    outputs = []
+    for layout, (start, end) in zip(lanes.layouts, pairwise(lanes.edges), strict=True):
+        outputs.append(_attend(layout, query[:, start:end], key[:, start:end], value[:, start:end], rules))
+    return torch.cat(outputs)
 
 
 def _attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from softprompt.base.vocabulary import embedding_weight
-from softprompt.engine.forward import pack_loss, pack_scores
+from softprompt.engine.forward import lane_losses, pack_loss, pack_scores
 from softprompt.engine.front import Front
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.engine.model import SoftPromptModel
@@ -25,6 +25,8 @@ KEPT_PER_LAYER = 32
 # beyond these, longer passes multiply no faster and only cost memory
 MOST_TOKENS = {"cpu": 4096, "cuda": 32768}
 FEWEST_TOKENS = 256
+# Lanes share passes of this many tokens: longer ones save few calls more, and what they compute leaves the CPU's cache.
+LANE_TOKENS = {"cpu": 1024, "cuda": 32768}
 # limits of a pass that only scores; fixed numbers, so that the figures do not depend on the training options
 TOKENS_PER_PASS = 2048
 ROWS_PER_BATCH = 8
@@ -51,6 +53,49 @@ def pass_losses(
         recompute: keep only the layers' inputs for the backward pass.
     """
     return _route(model, max_tokens, rows_per_batch, pad_token_id).losses(rows, recompute=recompute)
+
+
+def lane_passes(
+    base_model: PreTrainedModel,
+    lanes: Sequence[tuple[Front, Sequence[EncodedRow]]],
+    *,
+    max_tokens: int,
+    recompute: bool = False,
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """The summed cross-entropy of several lanes, which share passes: each lane's rows stand behind its own front.
+
+    The rows of a lane are packed as `pass_losses` packs them; packs of different lanes then go into a pass together.
+
+    Args:
+        base_model: a base that takes packs.
+        max_tokens: most positions of a pack, and of all packs of a pass; on a CPU a shared pass has fewer.
+
+    Yields:
+        For every pack of a pass that has labels the place of its lane and its loss, a scalar. Differentiate all losses
+        of a pass at once.
+    """
+    most = min(max_tokens, LANE_TOKENS[base_model.device.type])
+    together: list[tuple[int, Front, Pack]] = []
+    length = 0
+    for place, (front, rows) in enumerate(lanes):
+        for members in cut_passes(rows, front_length=len(front), max_tokens=max_tokens):
+            pack = pack_rows(members, front_length=len(front))
+            if not pack.targets:
+                continue
+            if together and length + pack.bounds[-1] > most:
+                yield _losses_of(base_model, together, recompute)
+                together, length = [], 0
+            together.append((place, front, pack))
+            length += pack.bounds[-1]
+    if together:
+        yield _losses_of(base_model, together, recompute)
+
+
+def _losses_of(
+    base_model: PreTrainedModel, packs: Sequence[tuple[int, Front, Pack]], recompute: bool
+) -> list[tuple[int, Tensor]]:
+    losses = lane_losses(base_model, [(front, pack) for _, front, pack in packs], recompute=recompute)
+    return [(place, loss) for (place, _, _), loss in zip(packs, losses, strict=True)]
 
 
 @torch.no_grad()

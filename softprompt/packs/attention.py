@@ -176,7 +176,7 @@ class _TileByTile(torch.autograd.Function):
                 bias = layout.bias(start, end, rules, query.dtype, *shape)
                 scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=rules.scale)  # [G, Q / G * L, K]
             else:
-                bias = layout.bias(start, end, rules, _wide(query.dtype), *shape)
+                bias = layout.bias(start, end, rules, wide_dtype(query.dtype), *shape)
                 scores = torch.bmm(queries, keys.transpose(1, 2)).to(bias.dtype)
                 capped = torch.tanh(scores.mul_(rules.scale / rules.softcap))
                 scores = torch.add(bias, capped, alpha=rules.softcap)
@@ -193,7 +193,7 @@ class _TileByTile(torch.autograd.Function):
         (query, key, value, *kept), layout, rules = ctx.saved_tensors, ctx.layout, ctx.rules
         grad_output = grad_output.transpose(0, 1).contiguous()
         grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
-        shared = key.new_zeros(2, len(key), layout.num_shared, key.shape[2], dtype=_wide(key.dtype))
+        shared = key.new_zeros(2, len(key), layout.num_shared, key.shape[2], dtype=wide_dtype(key.dtype))
         kept = iter(kept)
         for start, end in layout.tiles:
             capped, probabilities = None if rules.softcap is None else next(kept), next(kept)
@@ -221,6 +221,6 @@ def _grouped(tensor: Tensor, key: Tensor) -> Tensor:
     return tensor if len(tensor) == len(key) else tensor.reshape(len(key), -1, tensor.shape[-1])
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype for soft-capped scores and for sums of gradients: fp32 for half precisions, else `dtype` itself."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -100,7 +100,7 @@ def _place(temporary: str, target: Path, replaces: FileId | None) -> bool:
 @contextlib.contextmanager
 def _written(path: Path, content: Iterable[bytes]) -> Iterator[str]:
     """Yield the name of a synced temporary file with `content` beside `path`; an error removes it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(path), suffix=SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(content)
@@ -174,7 +174,7 @@ def _host() -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-def _prefix(path: Path) -> str:
+def temporary_prefix(path: Path) -> str:
     """Return how the names of temporary files for `path` begin; process and host tell whose they are."""
     return f".{path.name}.{os.getpid()}-{_host()}."
 
@@ -186,14 +186,14 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     A folder that is at `path` is replaced.
     """
     path = Path(path)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=temporary_prefix(path), suffix=SUFFIX))
     try:
         yield temporary
         with _optional():
             os.chmod(temporary, 0o777 & ~_umask())
         _sync_folder(temporary)
         if path.exists():  # a rename replaces no folder that holds something
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=SUFFIX))
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=temporary_prefix(path), suffix=SUFFIX))
             os.rename(path, old / path.name)
             os.rename(temporary, path)
             _remove_quietly(old)
@@ -258,7 +258,7 @@ def require_writable(folder: str | os.PathLike, *, what: str, names: tuple[str, 
 def _try_write(folder: Path, name: str) -> None:
     """Write and remove a temporary file for `name`, as well as those that dead processes left; raises `OSError`."""
     remove_temporaries(folder, re.escape(name), locked=False)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=_prefix(folder / name), suffix=SUFFIX)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=temporary_prefix(folder / name), suffix=SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(bytes(PROBE))

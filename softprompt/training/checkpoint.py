@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import UserError
-from softprompt.system.files import SUFFIX, atomic_folder, remove_folder, write_atomic
+from softprompt.system.files import SUFFIX, atomic_folder, remove_folder, temporary_prefix, write_atomic
 from softprompt.training.recipe import Recipe
 from softprompt.training.state_file import Damaged, Layout, from_number, read_state, state_bytes
 
@@ -112,7 +112,7 @@ def prune_checkpoints(run_folder: Path, step: int, limit: int) -> None:
 
 def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint, which is whole under its name until it is gone."""
-    grave = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=SUFFIX))
+    grave = Path(tempfile.mkdtemp(dir=folder.parent, prefix=temporary_prefix(folder), suffix=SUFFIX))
     folder.rename(grave / folder.name)
     remove_folder(grave)
 

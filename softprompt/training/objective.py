@@ -22,10 +22,12 @@ class Objective:
     Attributes:
         facts: what a prompt file says of the teacher; empty without one.
         text_ids: the ids of the teacher's text, from which a prompt may start.
+        shares_passes: whether lanes may compute it in passes that they share.
     """
 
     facts: dict[str, Any] = {}
     text_ids: Sequence[int] = ()
+    shares_passes = True
 
     def __init__(self, config: TrainConfig, *, pad_token_id: int) -> None:
         self.config, self.pad_token_id = config, pad_token_id
@@ -55,6 +57,8 @@ class Objective:
 
 class Divergence(Objective):
     """KL(teacher || student) at the answers' tokens; a token is correct where it is the teacher's most probable."""
+
+    shares_passes = False
 
     def __init__(
         self,

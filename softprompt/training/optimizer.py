@@ -49,9 +49,9 @@ class PromptOptimizer:
             self.inner = torch.optim.AdamW([weight], lr=self.rate, betas=betas, eps=epsilon, weight_decay=decay)
         self.scaler = torch.amp.GradScaler(weight.device.type, enabled=scale_loss)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of `loss` to the gradient of the step so far."""
-        self.scaler.scale(loss).backward()
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return what to differentiate in place of `loss`; `step` undoes the scale, which is 1 but for fp16."""
+        return self.scaler.scale(loss)
 
     def discard(self) -> None:
         """Clear the gradient without a step."""
@@ -70,7 +70,7 @@ class PromptOptimizer:
         self.inner.param_groups[0]["lr"] = self.rate * factor
         self.scaler.unscale_(self.inner)
         gradient = self.weight.grad
-        assert gradient is not None  # `backward` was called before
+        assert gradient is not None  # a scaled loss was differentiated before
         norm = gradient.norm().item()
         if norm > self.max_grad_norm:  # clip_grad_norm_ adds 1e-6 to the norm, too much for wide embeddings
             gradient *= self.max_grad_norm / norm

@@ -8,7 +8,7 @@ import datetime
 import functools
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from softprompt.system.foreign import decode_json
 from softprompt.tokens.encoded_splits import EncodedSplits, encode_splits
 from softprompt.tokens.row_cache import RowCache
 from softprompt.tokens.template import ASKED_NAMES as TEMPLATE_NAMES
-from softprompt.training.checkpoint import STATE_NAME, checkpoints, load_checkpoint
+from softprompt.training.checkpoint import STATE_NAME, checkpoints, load_checkpoint, remove_checkpoint, step_of
 from softprompt.training.objective import Objective
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report
@@ -114,6 +114,37 @@ def prepare_run(
         UserError: there are no rows to train on, the prompt or the rows do not fit the base, an option would have no
             effect, or the checkpoint is of another run.
     """
+    trainer = _assemble(config, base, rows, report, objective)
+    if config.resume:
+        _restore_last([trainer])
+    return trainer
+
+
+def prepare_lanes(
+    configs: Sequence[TrainConfig], base: Base, rows: EncodedSplits, reports: Sequence[Report]
+) -> list[Trainer]:
+    """Assemble runs that take their steps together, for `run_lanes`; all or none of them have `resume`.
+
+    With `resume` all go on from the last step of which every one has a checkpoint, and start anew if there is none. So
+    a lane has the same lanes beside it in every step, and with them the same roundings.
+
+    Raises:
+        UserError: as `prepare_run`.
+    """
+    lanes = [_assemble(config, base, rows, report) for config, report in zip(configs, reports, strict=True)]
+    if any(config.resume for config in configs):
+        _restore_last(lanes)
+    return lanes
+
+
+def _assemble(
+    config: TrainConfig,
+    base: Base,
+    rows: EncodedSplits,
+    report: Report | None = None,
+    objective: Objective | None = None,
+) -> Trainer:
+    """Make a trainer that has taken no step."""
     _require_rows(config, rows)
     require_known_ids(base, [rows.largest_id])
     # checked first with the option alone, before a prompt of that many virtual tokens is made
@@ -123,30 +154,41 @@ def prepare_run(
     require_room(base.model, len(model.front), rows.longest, option="max_length")
     trainer = Trainer(model, base, rows, config, report, objective)
     remember_base(base.name, base.revision, base.fingerprint.sha256)
-    if config.resume:
-        _restore_last(trainer)
     return trainer
 
 
-def _restore_last(trainer: Trainer) -> None:
-    """Restore the last checkpoint of a run that can be used, if there are any, and report those that cannot.
+def _restore_last(lanes: Sequence[Trainer]) -> None:
+    """Restore the last step of which all lanes have a checkpoint that can be used; report those that cannot.
+
+    If there is no such step, what checkpoints there are go, and nothing is restored.
 
     Raises:
-        UserError: there are checkpoints and none can be used, or they are of another run.
+        UserError: there are checkpoints of such a step and none can be used, or they are of another run.
     """
-    folder, damaged = trainer.config.run_folder, []
-    for checkpoint in reversed(checkpoints(folder)):
-        try:
-            trainer.restore(load_checkpoint(checkpoint, trainer.layout(), trainer.recipe.require_same))
-        except Damaged as error:
-            damaged.append(f"{checkpoint / STATE_NAME}: {error}")
-            continue
-        for line in damaged:
-            trainer.report.say(f"warning: {line}; the checkpoint before it is used")
-        trainer.report.say(f"resumed from {checkpoint}")
-        return
+    found = [{step_of(path): path for path in checkpoints(lane.config.run_folder)} for lane in lanes]
+    common, damaged = set(found[0]).intersection(*found), list[str]()
+    for step in sorted(common, reverse=True):
+        if all(_restored(lane, paths[step], damaged) for lane, paths in zip(lanes, found, strict=True)):
+            for line in damaged:
+                lanes[0].report.say(f"warning: {line}; the checkpoint before it is used")
+            for lane, paths in zip(lanes, found, strict=True):
+                lane.report.say(f"resumed from {paths[step]}")
+            return
     if damaged:
         raise UserError(f"`resume`: {damaged[0]}, and no checkpoint before it can be used; start anew with `overwrite`")
+    for paths in found:
+        for path in paths.values():
+            remove_checkpoint(path)
+
+
+def _restored(lane: Trainer, checkpoint: Path, damaged: list[str]) -> bool:
+    """Restore a checkpoint and return true, or add to `damaged` why it cannot be used."""
+    try:
+        lane.restore(load_checkpoint(checkpoint, lane.layout(), lane.recipe.require_same))
+    except Damaged as error:
+        damaged.append(f"{checkpoint / STATE_NAME}: {error}")
+        return False
+    return True
 
 
 def note_run(trainer: Trainer) -> None:

@@ -25,7 +25,9 @@ RECIPE_NAME = "sweep.json"
 CONFIG_KIND = "softprompt run"  # value of its key `kind`, which tells it from files of other programs
 ANSWERS_NAME = "answers.jsonl"  # the answers that `eval_generate` asks for
 LOCK_NAME = ".lock"  # there while a process writes to the folder
-OURS = rf"checkpoint-\d+|{PROMPT_NAME}|{STATE_NAME}|{CONFIG_NAME}|{METRICS_NAME}|{ANSWERS_NAME}"  # a pattern
+# a pattern of what runs and sweeps write in a folder of their own
+OURS = rf"checkpoint-\d+|{PROMPT_NAME}|{STATE_NAME}|{CONFIG_NAME}|{METRICS_NAME}|{ANSWERS_NAME}"
+OURS += rf"|{RECIPE_NAME}|round-\d+\.json"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 Every round trains its trials from the start, with twice the steps of the round before, and the better half goes on
 (Jamieson and Talwalkar, 2016). The learning rate falls to zero within each run, so the trials of a round compare
-fairly. A trial is a training run in the sweep's folder, and its prompt file shows that it is done.
+fairly. A trial is a training run in the sweep's folder. The trials of a round are lanes: they take their steps
+together and share each pass over the base. A lane's roundings depend on the lanes beside it, so a round is done as a
+whole, which its file of losses shows, or goes on as a whole.
 """
 
 import itertools
@@ -10,6 +12,7 @@ import json
 import math
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ from softprompt.base.loading import Base
 from softprompt.config.commands import SweepConfig, TrainConfig
 from softprompt.config.options import decisive
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.passes import Score, row_scores, total_score
+from softprompt.engine.passes import Score, row_scores, tokens_that_fit, total_score
 from softprompt.errors import Diverged, UserError
+from softprompt.packs.families import can_pack
 from softprompt.prompt.embedding import SoftPromptEmbedding, rms
 from softprompt.prompt.file import load_prompt
 from softprompt.prompt.start import initial_prompt
@@ -28,11 +32,13 @@ from softprompt.system.foreign import decode_json, read_json
 from softprompt.tokens.encoded_splits import EncodedSplits
 from softprompt.tokens.row_hashes import rows_sha256
 from softprompt.training.checkpoint import checkpoints, remove_checkpoint
+from softprompt.training.lanes import run_lanes
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report
-from softprompt.training.run import prepare_run
+from softprompt.training.run import prepare_lanes
 from softprompt.training.run_folder import RECIPE_NAME, clear_temporaries
 
+SAVES = 4  # checkpoints of a trial
 LAST_ROUND = 3  # most trials of the last round; with fewer there is little left to choose
 # options that a sweep hands on to its runs as they are
 SHARED = (
@@ -81,7 +87,7 @@ class SweepReport(Report):
         """A round of `num_trials` trials begins, each of `steps` steps."""
 
     def trial(self, result: TrialResult, steps_done: int) -> None:
-        """A trial is finished, and with it `steps_done` of all steps, those of an earlier run included."""
+        """A trial of a finished round; `steps_done` are the steps of all rounds so far, those of an earlier run too."""
 
 
 class TrialReport(Report):
@@ -123,9 +129,14 @@ class Search:
         self.replaces: FileId | None = None  # the file that the prompt may replace at the end
         self.written = Path(config.prompt_file)  # where the prompt is, once it is written
         self.folder, recipe_file = config.sweep_folder, config.sweep_folder / RECIPE_NAME
-        recipe = decode_json(json.dumps(self._recipe()))
+        before: dict[str, Any] = {}
         if config.resume and recipe_file.exists():
             before = read_json(recipe_file, f"`resume`: {recipe_file} cannot be read; start anew with `overwrite`")
+        # which lanes share a pass depends on it, so a search keeps what fitted into the memory when it started
+        kept = before.get("max_tokens_per_pass")
+        self.max_tokens = kept if isinstance(kept, int) and kept > 0 else tokens_that_fit(base.model)
+        recipe = decode_json(json.dumps(self._recipe()))
+        if before:
             _require_same_recipe(before, recipe)
         self.folder.mkdir(parents=True, exist_ok=True)
         Path(config.prompt_file).parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +158,7 @@ class Search:
         try:
             for count, steps in rounds:
                 self.report.round(count, steps)
-                results = [self._result(trial, steps) for trial in trials[:count]]
+                results = self._round(trials[:count], steps)
                 ranked = sorted((each for each in results if each.loss < math.inf), key=lambda each: each.loss)
                 if not ranked:
                     raise UserError("`relative_rates`: every trial diverged; give smaller ones")
@@ -159,7 +170,7 @@ class Search:
         return SweepResult(ranked[0], self._test_score(best_file), self._options(ranked[0]))
 
     def _recipe(self) -> dict[str, Any]:
-        """Return what must be the same when a search is resumed, and the date that its chat template was given."""
+        """Return what must be the same when a search is resumed, and with what it goes on: date and longest pass."""
         prompt_file = os.path.relpath(Path(self.config.prompt_file).resolve(), self.folder.resolve())
         rows = rows_sha256(self.rows.train_rows, self.rows.eval_rows)
         return {
@@ -168,32 +179,64 @@ class Search:
             "data_sha256": rows,
             "prompt_file": prompt_file,
             "template_date": self.rows.encoder.template.date,
+            "max_tokens_per_pass": self.max_tokens,
         }
 
-    def _result(self, trial: Trial, steps: int) -> TrialResult:
-        """Train a trial, unless a resumed sweep has already done so, and read the loss from its prompt file."""
-        file = self._prompt_file(trial, steps)
-        rate = trial.relative_rate * rms(self._initial(trial).weight).item()
+    def _round(self, trials: Sequence[Trial], steps: int) -> list[TrialResult]:
+        """Train the trials of a round together, unless a resumed sweep has already done so, and report them."""
+        file = self._round_file(steps)
+        losses = self._losses_of_round(file, trials, steps)
+        if losses is None:
+            losses = self._train(trials, steps)
+            write_atomic(file, (json.dumps(losses, indent=1) + "\n").encode())
+        self.steps_done += len(trials) * steps
+        results = []
+        for trial in trials:
+            loss = losses[trial.name]
+            results.append(TrialResult(trial, self._rate(trial), math.inf if loss is None else loss))
+            self.report.trial(results[-1], self.steps_done)
+        return results
+
+    def _losses_of_round(self, file: Path, trials: Sequence[Trial], steps: int) -> dict[str, float | None] | None:
+        """Return the losses of a round by the trials' names, None where one diverged, if the round is done."""
         try:
-            if not (self.config.resume and file.exists()):
-                config, report = self._config_of(trial, steps, rate), TrialReport(self.report)
-                prepare_run(config, self.base, self.rows_to_choose, report).run()
-            losses = load_prompt(file).facts.training["held_out_loss"]
-            loss = losses["trained_prompt"]
-        except Diverged:
-            file.unlink(missing_ok=True)  # its prompt is of a run that did not end, so it is no result of a trial
-            loss = None
-        result = TrialResult(trial, rate, math.inf if loss is None else loss)
-        self.steps_done += steps
-        self.report.trial(result, self.steps_done)
-        return result
+            losses = decode_json(file.read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        done = isinstance(losses, dict) and all(
+            trial.name in losses and isinstance(losses[trial.name], int | float | None) for trial in trials
+        )
+        kept = done and all(self._prompt_file(each, steps).exists() for each in trials if losses[each.name] is not None)
+        return losses if kept else None
+
+    def _train(self, trials: Sequence[Trial], steps: int) -> dict[str, float | None]:
+        """Train trials from the start, or from where a stopped sweep left them; return their losses by name."""
+        losses: dict[str, float | None] = {}
+        # without packs no pass is shared, and one after another needs the memory of one
+        groups = [list(trials)] if can_pack(self.base.model) else [[trial] for trial in trials]
+        for group in groups:
+            for trial in group:
+                self._prompt_file(trial, steps).unlink(missing_ok=True)
+            configs = [self._config_of(trial, steps) for trial in group]
+            reports = [TrialReport(self.report) for _ in group]
+            outcomes = run_lanes(prepare_lanes(configs, self.base, self.rows_to_choose, reports))
+            for trial, outcome in zip(group, outcomes, strict=True):
+                if isinstance(outcome, Diverged):
+                    self._prompt_file(trial, steps).unlink(missing_ok=True)  # that of a run that did not end
+                    losses[trial.name] = None
+                else:
+                    losses[trial.name] = outcome.held_out.finite()["trained_prompt"]
+        return losses
+
+    def _rate(self, trial: Trial) -> float:
+        return trial.relative_rate * rms(self._initial(trial).weight).item()
 
     @property
     def rows_to_choose(self) -> EncodedSplits:
         """The rows of a trial: those to train on and to choose by, but not the test rows."""
         return EncodedSplits(self.rows.encoder, self.rows.train, self.rows.held_out)
 
-    def _config_of(self, trial: Trial, steps: int, rate: float) -> TrainConfig:
+    def _config_of(self, trial: Trial, steps: int) -> TrainConfig:
         """Return the options of a trial's run."""
         shared = {name: getattr(self.config, name) for name in SHARED if name != "test_data"}
         return TrainConfig(
@@ -202,8 +245,9 @@ class Search:
             max_steps=steps,
             init=trial.init,
             virtual_tokens=trial.virtual_tokens,
-            learning_rate=rate,
-            save_steps=steps,
+            learning_rate=self._rate(trial),
+            max_tokens_per_pass=str(self.max_tokens),
+            save_steps=math.ceil(steps / SAVES),
             resume=self.config.resume,
         )
 
@@ -220,6 +264,7 @@ class Search:
         """Delete an earlier sweep's files of the trials that are planned; a later `resume` would take them for ours."""
         trials = choose_trials(self.config)
         for trial, (_, steps) in itertools.product(trials, plan_rounds(len(trials), self.config.max_steps)):
+            self._round_file(steps).unlink(missing_ok=True)
             file = self._prompt_file(trial, steps)
             file.unlink(missing_ok=True)
             for checkpoint in checkpoints(TrainConfig(prompt_file=str(file)).run_folder):
@@ -227,6 +272,10 @@ class Search:
 
     def _prompt_file(self, trial: Trial, steps: int) -> Path:
         return self.folder / f"{trial.name}-{steps}.safetensors"
+
+    def _round_file(self, steps: int) -> Path:
+        """The losses of a round; rounds of the same number of steps share one, since their trials are the same."""
+        return self.folder / f"round-{steps}.json"
 
     def _test_score(self, file: Path) -> Score | None:
         """Score the test rows, once in a search; return None if there are none."""

@@ -1,4 +1,6 @@
-"""The training loop: it takes steps, logs, evaluates and saves.
+"""A run: the prompt of one model in one run folder, with its steps, log, evaluations and checkpoints.
+
+`lanes.py` has the loop that calls it, for one run or for several that share their passes.
 
 The loss of a step is the sum over its supervised tokens divided by their number, however the step is cut into passes.
 The base is held in the chosen precision; the prompt, its gradient and its optimizer state stay fp32.
@@ -18,13 +20,12 @@ from softprompt.base.loading import Base
 from softprompt.config.commands import TrainConfig
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import tokens_that_fit
-from softprompt.errors import Diverged, Interrupted, UserError
+from softprompt.errors import Diverged, UserError
 from softprompt.optim.schedule import rate_factor, rows_of_step, total_steps
 from softprompt.packs.families import recomputable_layers
 from softprompt.prompt.file import prompt_bytes
 from softprompt.prompt.start import frequent_labels
 from softprompt.system.files import FileId, write_result
-from softprompt.system.process import deferred_signals
 from softprompt.tokens.encoded_splits import EncodedSplits
 from softprompt.tokens.encoding import EncodedRow
 from softprompt.training.checkpoint import (
@@ -35,6 +36,7 @@ from softprompt.training.checkpoint import (
     rng_tensors,
     save_checkpoint,
 )
+from softprompt.training.lanes import run_lanes
 from softprompt.training.objective import Objective
 from softprompt.training.optimizer import PromptOptimizer
 from softprompt.training.recipe import Recipe, data_name, held_out_losses, prompt_metadata
@@ -99,35 +101,17 @@ class Trainer:
             UserError: the base alone gives a loss that is not finite.
             OSError: the last checkpoint or the prompt cannot be written; without a checkpoint the prompt is.
         """
+        (outcome,) = run_lanes([self])
+        if isinstance(outcome, Diverged):
+            raise outcome
+        return outcome
+
+    def open(self) -> None:
+        """Make the run folder ready, begin the log, and tell the report."""
         folder = self.open_folder()
         self.log = RunLog(folder / METRICS_NAME, first_step=self.step, window=self.window, warn=self.report.say)
         self.evaluator = Evaluator(self.model, self.base, self.log, self.report, self.objective)
         self.report.begin(self.step, self.total)
-        try:
-            with deferred_signals(self._note_signal):
-                try:
-                    self._take_steps(folder)
-                except Diverged:
-                    raise  # from a checkpoint after these steps, another result would follow
-                except Exception:
-                    if self.whole:
-                        with contextlib.suppress(OSError):  # the error that ends the run is the one to be told
-                            self._save(folder)
-                    raise
-                try:
-                    self._save(folder)
-                except OSError:
-                    if self.ended:  # the prompt may go to another disk, or be small enough for this one
-                        self._finish()
-                        self.report.say(f"the prompt of step {self.kept_step} is in {self.written}")
-                    raise
-                if not self.ended:
-                    place = f"saved at step {self.step} of {self.total} in {folder}; go on with `resume`"
-                    assert self.stop_signal is not None  # nothing else stops a run before its end
-                    raise Interrupted(self.stop_signal, place)
-                return self._finish()
-        finally:
-            self.report.end()
 
     def open_folder(self) -> Path:
         """Make the run folder ready, once for a run, and return it; without `resume`, an earlier run is deleted."""
@@ -136,14 +120,17 @@ class Trainer:
         self.is_open = True
         return self.config.run_folder
 
-    def _take_steps(self, folder: Path) -> None:
-        """Take steps until the run has ended or is stopped."""
+    def start(self) -> None:
+        """Score the held-out rows if no step was taken yet, and start the clock."""
         if self.step == 0:
             self.selection = Selection(patience=self.config.early_stopping_patience)
             self.evaluator.start(self.selection, self.rows.held_out)
         self.log.start()
-        while not self.ended and self.stop_signal is None:
-            self._advance(folder)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether another step is to be taken."""
+        return not self.ended and self.stop_signal is None
 
     @property
     def ended(self) -> bool:
@@ -201,17 +188,25 @@ class Trainer:
         """Return the path of the prompt file relative to the run folder, so that both may move together."""
         return os.path.relpath(Path(self.config.prompt_file).resolve(), folder.resolve())
 
-    def _advance(self, folder: Path) -> None:
-        """Take one step and do what is due after it; a step that a signal cuts short is dropped."""
-        config, factor = self.config, self.factor(self.step)
-        places = rows_of_step(self.step, len(self.rows.train_rows), config.rows_per_step, config.seed)
-        rows = [self.rows.train_rows[place] for place in places]
-        supervised = sum(row.num_supervised for row in rows)
+    def next_rows(self) -> list[EncodedRow]:
+        """Return the rows of the next step."""
+        places = rows_of_step(self.step, len(self.rows.train_rows), self.config.rows_per_step, self.config.seed)
+        return [self.rows.train_rows[place] for place in places]
+
+    def advance(self, rows: list[EncodedRow], loss_sum: float) -> None:
+        """Take the step whose gradient is there, and do what is due after it.
+
+        Args:
+            rows: those of the step.
+            loss_sum: the loss summed over their supervised tokens.
+
+        Raises:
+            Diverged: too many steps in a row are not finite; the best prompt is written.
+        """
+        factor, supervised = self.factor(self.step), sum(row.num_supervised for row in rows)
         try:
-            loss_sum = self._accumulate(rows, supervised)
-            if loss_sum is None:
-                self.optimizer.discard()
-                return
+            if not math.isfinite(loss_sum):
+                raise self.optimizer.diverged(f"step {self.step + 1}", "loss")
             self.whole = False
             grad_norm = self.optimizer.step(factor, where=f"step {self.step + 1}")
         except Diverged as error:
@@ -223,7 +218,7 @@ class Trainer:
             self.log.add_step(loss_sum, supervised)
             self.report.step(self.train_loss, self.optimizer.rate * factor, self.log.tokens_per_second)
         self.step += 1
-        self._after_step(folder, self.optimizer.rate * factor, grad_norm)
+        self._after_step(self.optimizer.rate * factor, grad_norm)
         self.whole = True
 
     def _leave_out(self, rows: list[EncodedRow], what: str) -> None:
@@ -243,7 +238,7 @@ class Trainer:
         if self.not_finite < MOST_NOT_FINITE and not last:
             self.report.say(f"warning: {line}; the step is not applied")
             return
-        self._finish(scored=False)
+        self.finish(scored=False)
         advice = f"lower `learning_rate` (it was {self.optimizer.rate:.3g})"
         if alone:
             advice = f"the base alone gives no finite loss there: {describe_fault(self.base, alone[:1])}"
@@ -252,7 +247,7 @@ class Trainer:
             f"; the best prompt, of step {self.kept_step}, is in {self.written}",
         )
 
-    def _after_step(self, folder: Path, rate: float, grad_norm: float) -> None:
+    def _after_step(self, rate: float, grad_norm: float) -> None:
         """Log, evaluate and save, each if it is due after this step."""
         config, last = self.config, self.step == self.total
         if self.step % config.logging_steps == 0 or last:
@@ -263,30 +258,17 @@ class Trainer:
             self.evaluator.after_step(self.selection, self.rows.eval_rows, self.step, last=last)
         if self.step % config.save_steps == 0 and not last:  # the last one is saved where it must succeed
             try:
-                self._save(folder)
+                self.save()
             except OSError as error:
-                reason = f"{error.filename or folder}: {error.strerror or error}"
+                reason = f"{error.filename or self.config.run_folder}: {error.strerror or error}"
                 self.report.say(f"warning: {reason}; no checkpoint of step {self.step}, tried again at the next one")
-
-    def _accumulate(self, rows: list[EncodedRow], supervised: int) -> float | None:
-        """Add up the gradient of the step's mean loss, pass by pass; return the loss sum, or None after a signal."""
-        loss_sum = 0.0
-        for loss in self.objective.losses(self.model, rows, max_tokens=self.max_tokens):
-            # divided by the tokens of the whole step, so that the passes add up to the gradient of the step's mean
-            self.optimizer.backward(loss / supervised)
-            loss_sum += loss.item()
-            if self.stop_signal is not None:
-                return None
-        if not math.isfinite(loss_sum):
-            raise self.optimizer.diverged(f"step {self.step + 1}", "loss")
-        return loss_sum
 
     @property
     def kept_step(self) -> int:
         """The step of the prompt that the file gets."""
         return self.step if self.selection.best is None or self.config.save_last else self.selection.best_step
 
-    def _finish(self, *, scored: bool = True) -> Result:
+    def finish(self, *, scored: bool = True) -> Result:
         """Put the prompt to keep into the model, score it on the test rows if wanted, and write the prompt file."""
         selection, kept = self.selection, self.kept_step
         if scored and self.step < self.total:
@@ -303,12 +285,13 @@ class Trainer:
         self.written = write_result(self.config.prompt_file, self._prompt_bytes(result), replaces=self.replaces)
         return result
 
-    def _save(self, folder: Path) -> None:
+    def save(self) -> None:
         """Write a checkpoint of the last whole step, unless it is written, and remove old ones.
 
         Raises:
             OSError: it cannot be written.
         """
+        folder = self.config.run_folder
         if self.saved_step != self.step:
             content, tensors = self._state(folder)
             losses = held_out_losses(self.selection.without_prompt, self.selection.curve, self.step)
@@ -364,12 +347,6 @@ class Trainer:
             teacher=self.objective.facts,
         )
         return prompt_bytes(self.model.soft_prompt, metadata.to_strings())
-
-    def _note_signal(self, signum: int) -> None:
-        """Note the first signal, after which the pass in progress ends and the run saves; the second stops at once."""
-        if self.stop_signal is not None:
-            raise Interrupted(signum, "stopped at once; the last checkpoint stands")
-        self.stop_signal = signum
 
 
 def _selection(content: dict[str, Any], tensors: dict[str, Tensor], *, patience: int | None) -> Selection:

@@ -206,8 +206,8 @@ def test_history_leaves_out_the_base_alone_and_the_repeated_last_line(tmp_path):
 
 
 def test_a_run_of_softprompt_and_the_base_alone():
-    ours = study_runs.execute(Run("bloom", "bloom", "equation", "softprompt", None, 1, 16), {}, threads=1)
-    none = study_runs.execute(Run("bloom", "bloom", "equation", "none", None, 0, 0), {}, threads=1)
+    (ours,) = study_runs.execute([Run("bloom", "bloom", "equation", "softprompt", None, 1, 16)], {}, threads=1)
+    (none,) = study_runs.execute([Run("bloom", "bloom", "equation", "none", None, 0, 0)], {}, threads=1)
     assert "failed" not in ours, ours
     assert [step for step, _ in ours["history"]] == [0, 8, 16]
     assert ours["trainable"] == 12 * 192 and ours["learning_rate"] > 0 and not ours["diverged"]
@@ -215,12 +215,30 @@ def test_a_run_of_softprompt_and_the_base_alone():
     assert "history" not in none and ours["report_loss"] < none["report_loss"]
 
 
+def test_seeds_share_their_passes_and_keep_their_own_rows():
+    seeds = [Run("bloom", "bloom", "equation", "softprompt", None, seed, 16) for seed in (1, 2)]
+    records = study_runs.execute(seeds, {}, threads=1)
+    assert [record["seed"] for record in records] == [1, 2] and not any("failed" in record for record in records)
+    for run, record in zip(seeds, records, strict=True):
+        (alone,) = study_runs.execute([run], {}, threads=1)
+        # 16 steps of SOAP enlarge roundings; two seeds differ by far more
+        assert record["best_select"] == pytest.approx(alone["best_select"], rel=1e-2)
+        assert record["history"][0] == alone["history"][0] and record.keys() == alone.keys()
+
+
+def test_only_seeds_of_softprompt_are_done_together():
+    ours = [Run("bloom", "bloom", "topic", "softprompt", None, seed, 240) for seed in (1, 2)]
+    other = dataclasses.replace(ours[0], task="unseen")
+    peers = [Run("bloom", "bloom", "topic", "lora", 0.1, seed, 240) for seed in (1, 2)]
+    assert study.jobs_of([*peers, ours[0], other, ours[1]]) == [[peers[0]], [peers[1]], ours, [other]]
+
+
 def test_a_run_evaluates_ten_times_or_every_eight_steps():
     assert [study_runs.evaluations(steps) for steps in (240, 150, 80, 50, 16, 4)] == [10, 10, 10, 6, 2, 1]
 
 
 def test_failures_are_recorded_in_one_line():
-    record = study_runs.execute(Run("bloom", "bloom", "equation", "nonsense", 1.0, 1, 10), {}, threads=1)
+    (record,) = study_runs.execute([Run("bloom", "bloom", "equation", "nonsense", 1.0, 1, 10)], {}, threads=1)
     assert record["failed"].startswith("ValueError: no method 'nonsense'") and "\n" not in record["failed"]
 
 
@@ -317,9 +335,9 @@ def done(monkeypatch):
     """The runs that the study has done, each in no time and the better the lower its rate."""
     runs = []
 
-    def execute(run, folders, threads):
-        runs.append(run)
-        return finished(run, loss=run.rate or 1.0)
+    def execute(job, folders, threads):
+        runs.extend(job)
+        return [finished(run, loss=run.rate or 1.0) for run in job]
 
     monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(study, "execute", execute)

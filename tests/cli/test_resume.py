@@ -52,14 +52,14 @@ def passed(result: Result) -> Result:
 
 def stop_after(monkeypatch, steps, signum=signal.SIGINT):
     """Send a signal while step `steps + 1` is computed, as a terminal would."""
-    real = Trainer._advance
+    real = Trainer.next_rows
 
-    def advance(self, folder):
+    def next_rows(self):
         if self.step == steps:
             os.kill(os.getpid(), signum)
-        real(self, folder)
+        return real(self)
 
-    monkeypatch.setattr(Trainer, "_advance", advance)
+    monkeypatch.setattr(Trainer, "next_rows", next_rows)
 
 
 def metrics(folder):
@@ -514,15 +514,15 @@ def test_signals_to_a_real_run(capfd, train, flags, work, signum, status):
 
 
 def test_a_second_signal_acts_at_once(train, work, monkeypatch):
-    real = Trainer._advance
+    real = Trainer.next_rows
 
-    def advance(self, folder):
+    def next_rows(self):
         if self.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        real(self, folder)
+        return real(self)
 
-    monkeypatch.setattr(Trainer, "_advance", advance)
+    monkeypatch.setattr(Trainer, "next_rows", next_rows)
     assert_one_line(train(), "SIGINT", "last checkpoint stands", status=130)
     assert [path.name for path in (work / "prompt.run").glob("checkpoint-*")] == ["checkpoint-4"]
 

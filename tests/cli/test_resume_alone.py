@@ -80,15 +80,15 @@ def whole(train, words, work):
 @pytest.fixture
 def stopped(train, words, work, monkeypatch):
     """The run folder of the run, stopped at step 5."""
-    real = Trainer._advance
+    real = Trainer.next_rows
 
-    def advance(self, folder):
+    def next_rows(self):
         if self.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
-        real(self, folder)
+        return real(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_advance", advance)
+        patched.setattr(Trainer, "next_rows", next_rows)
         assert train(*words, "--prompt-file", "p.safetensors").status == 130
     return work / "p.run"
 

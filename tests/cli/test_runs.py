@@ -74,14 +74,14 @@ def test_a_prompt_that_came_meanwhile_is_kept(train, work, monkeypatch, extra):
         passed(train())
     if extra == ["--resume"]:
         (work / "prompt.run" / "checkpoint-6" / "state.safetensors").unlink()  # so that steps are left to take
-    real = trainer_module.Trainer._advance
+    real = trainer_module.Trainer.next_rows
 
-    def advance(self, folder):
+    def next_rows(self):
         Path("prompt.safetensors").unlink(missing_ok=True)
         Path("prompt.safetensors").write_text("another's")
-        real(self, folder)
+        return real(self)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_advance", advance)
+    monkeypatch.setattr(trainer_module.Trainer, "next_rows", next_rows)
     last = passed(train(*extra)).out.splitlines()[-1]
     note = "note: another file came to prompt.safetensors meanwhile and is kept, so this one is prompt-2.safetensors"
     assert last == note

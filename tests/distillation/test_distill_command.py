@@ -95,14 +95,14 @@ def test_evaluate_gives_the_figures_of_the_run_again(distil, rules, capfd):
 
 
 def stop_after(monkeypatch, steps):
-    real = Trainer._advance
+    real = Trainer.next_rows
 
-    def advance(self, folder):
+    def next_rows(self):
         if self.step == steps:
             os.kill(os.getpid(), signal.SIGTERM)
-        real(self, folder)
+        return real(self)
 
-    monkeypatch.setattr(Trainer, "_advance", advance)
+    monkeypatch.setattr(Trainer, "next_rows", next_rows)
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -6,6 +6,7 @@ Tolerances as in `test_forward.py`: in fp64 1e-9, or 1e-6 where the model narrow
 import pytest
 import torch
 from helpers.families import CONFIGS, HIDDEN_SIZE, SPECIAL, VOCAB_SIZE, make_family
+from helpers.fronts import ALWAYS_FP32, draw_ids, front_of, make_rows, relative
 from helpers.models import make_model
 from transformers import GPTJConfig, GPTJForCausalLM
 from transformers.generation.streamers import BaseStreamer
@@ -19,9 +20,8 @@ from softprompt.engine.fronts import front_cache
 from softprompt.engine.passes import pass_losses, row_scores
 from softprompt.packs.batches import pack_rows
 from softprompt.packs.families import can_pack
-from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow, Encoder
+from softprompt.tokens.encoding import IGNORE_INDEX, Encoder
 
-ALWAYS_FP32 = set(CONFIGS) - {"gpt2", "gpt_neox", "opt", "phi", "starcoder2"}
 # (ids before, virtual tokens, ids after); the windows of the families are 5 to 7 wide
 FRONTS = [(3, 4, 2), (11, 1, 9), (0, 4, 3), (3, 4, 0), (1, 20, 1)]
 PAD = 3
@@ -30,28 +30,9 @@ GREEDY = {**FREE, "do_sample": False}
 SAMPLED = {**FREE, "do_sample": True, "top_k": 40, "top_p": 0.9, "temperature": 1.3}
 
 
-def draw_ids(count, seed):
-    return torch.randint(4, VOCAB_SIZE, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def front_of(front, dtype=torch.float32):
-    before, count, after = front
-    noise = torch.randn(count, HIDDEN_SIZE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    return Front(draw_ids(before, 6), noise.to(dtype).requires_grad_(), draw_ids(after, 7))
-
-
 def soft_model(base, front):
     front = front_of(front)
     return SoftPromptModel(base, SoftPromptEmbedding(front.prompt), before=front.before, after=front.after)
-
-
-def make_rows():
-    """Rows that begin alike, the fourth without any question: its first token is a label. The last has no label."""
-    rows = []
-    for seed, (length, question) in enumerate([(9, 4), (14, 13), (5, 1), (6, 0), (1, 0), (3, 3)]):
-        ids = [7, 8, *draw_ids(length, seed)][:length]
-        rows.append(EncodedRow(ids, [IGNORE_INDEX] * question + ids[question:]))
-    return rows
 
 
 def by_hand(base, front, ids):
@@ -70,10 +51,6 @@ def one_by_one(base, front, rows):
         labelled = [(token, label) for token, label in enumerate(row.labels) if label != IGNORE_INDEX]
         losses.append(-sum((logprobs[len(front) + token - 1, label] for token, label in labelled), torch.tensor(0.0)))
     return losses
-
-
-def relative(ours, theirs):
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
 def padded_family():

@@ -14,10 +14,10 @@ from helpers.commands import run_python
 from softprompt import UserError
 from softprompt.system.files import (
     FileId,
-    _prefix,
     atomic_folder,
     remove_temporaries,
     require_writable,
+    temporary_prefix,
     write_atomic,
     write_result,
 )
@@ -48,7 +48,7 @@ def test_a_result_never_replaces_a_file_that_came_meanwhile(tmp_path, monkeypatc
 def test_temporary_files_of_dead_processes_are_removed_and_others_kept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    handle, living = tempfile.mkstemp(dir=tmp_path, prefix=_prefix(tmp_path / "p.safetensors"), suffix=".tmp")
+    handle, living = tempfile.mkstemp(dir=tmp_path, prefix=temporary_prefix(tmp_path / "p.safetensors"), suffix=".tmp")
     os.close(handle)
     host = Path(living).name.split(".")[3].partition("-")[2]
     old = f".p.safetensors.{dead.pid}-0000.old.tmp"

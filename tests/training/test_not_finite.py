@@ -25,12 +25,12 @@ def spoilt(model_folder, rows_file, out, *, steps, **options):
     """A trainer whose loss is not finite in some steps, counted from 1."""
     report = Heard()
     trainer = trainer_for(model_folder, rows_file, out, report=report, **OPTIONS | options)
-    real = trainer.optimizer.backward
+    real = trainer.optimizer.scaled
 
-    def backward(loss):
-        real(loss * float("nan") if trainer.step + 1 in steps else loss)
+    def scaled(loss):
+        return real(loss * float("nan") if trainer.step + 1 in steps else loss)
 
-    trainer.optimizer.backward = backward
+    trainer.optimizer.scaled = scaled
     return trainer, report
 
 

@@ -142,8 +142,8 @@ def searched(model_folder, rows_file, folder, report):
 def test_a_search_is_told_its_rounds_its_trials_and_all_their_steps(model_folder, rows_file, tmp_path):
     report = hearing(SweepReport)
     result = searched(model_folder, rows_file, tmp_path, report).run()
-    steps = [["step"] * 4 + ["trial"]] * 4, [["step"] * 8 + ["trial"]] * 2
-    rounds = [["round", *(name for trial in trials for name in trial)] for trials in steps]
+    # the trials of a round take their steps together
+    rounds = [["round"] + ["step"] * steps * trials + ["trial"] * trials for trials, steps in ((4, 4), (2, 8))]
     names = [name for name, *_ in report.calls]
     assert names == ["begin", *rounds[0], *rounds[1], "end"]
     assert report.calls[0] == ("begin", 0, names.count("step")) and names.count("step") == 32

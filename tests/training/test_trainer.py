@@ -189,7 +189,7 @@ def steps_of(scale_loss, losses):
     optimizer = PromptOptimizer(weight, TrainConfig(learning_rate=0.01, max_grad_norm=0.05), scale_loss=scale_loss)
     norms = []
     for slopes in losses:
-        optimizer.backward((weight * slopes).sum())
+        optimizer.scaled((weight * slopes).sum()).backward()
         norms.append(optimizer.step(1.0, where="here"))
     return weight.detach(), norms
 
