@@ -65,6 +65,9 @@ def main() -> int:
     parser.add_argument("--folders", type=int, default=0, help="how many damaged model folders")
     parser.add_argument("--metadata", type=int, default=0, help="how many prompt files with hostile metadata")
     parser.add_argument("--keep", type=Path, help="keep the folder of each fault in this folder")
+    parser.add_argument(
+        "--cases", type=int, nargs="+", help="only these folders or files, by number, to see a fault again"
+    )
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after this many seconds for each kind")
     parser.add_argument("--seed", type=int, default=0, help="seed of the mutations")
     args = parser.parse_args()
@@ -144,7 +147,7 @@ def fuzz_commands(
         how many commands refused and took it, and what else came of it, in a line for each.
     """
     counts, faults, most, end = Counter[str](), [], 1e9, time.monotonic() + args.seconds
-    for number in range(-1, many):
+    for number in (-1, *(args.cases or range(many))):
         if time.monotonic() > end:
             break
         place = root / str(number)

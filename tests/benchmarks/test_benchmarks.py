@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "speed"))
 import compare_decode  # noqa: E402
 import compare_peft  # noqa: E402
 import flops  # noqa: E402
+import report  # noqa: E402
 import scaling  # noqa: E402
 import sides  # noqa: E402
 from rows import ANSWER_TOKENS, PERCENTILES, QUESTION_TOKENS, encoded, generated_rows, rows_of_lengths  # noqa: E402
@@ -206,3 +207,45 @@ def test_the_docs_give_the_stored_lengths():
     text = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
     for name, stored in (("percentile", PERCENTILES), ("question", QUESTION_TOKENS), ("answer", ANSWER_TOKENS)):
         assert f"| {name} | {' | '.join(map(str, stored))} |" in text
+
+
+def kept(ratio, load=0.5):
+    table = "caption\n\n| precision | P | questions | batch | ratio | equal answers |\n|---|---:|---|---:|---:|---:|\n"
+    row = f"| bf16 | 12 | short | 1 | {ratio}× | 1 of 1 |\n\nA plain read reached 9 GB/s."
+    versions = {"torch": "2.13.0+cpu", "transformers": "5.23.0", "peft": "0.21.2"}
+    return {
+        "command": "python benchmarks/speed/compare_decode.py",
+        "output": table + row,
+        "minutes": 3.0,
+        "load": [load, load],
+        "date": "2026-11-26",
+        "commit": "0123456789",
+        "versions": versions,
+        "cpu": "x86_64 with avx2, 2 cores",
+    }
+
+
+def test_the_report_puts_machines_side_by_side_and_keeps_what_stands_around():
+    page = f"before\n{report.BEGIN}\nold\n{report.END}\nbehind\n"
+    machines = {"small": {"decoding": kept(1.5)}, "large": {"decoding": kept(2.5)}}
+    written = report.with_report(page, machines)
+    assert written.startswith("before\n") and written.endswith("\nbehind\n") and "old" not in written
+    assert report.with_report(written, machines) == written
+    (row,) = (cells(line) for line in written.splitlines() if line.startswith("| bf16"))
+    head = next(cells(line) for line in written.splitlines() if line.startswith("| precision"))
+    found = dict(zip(head, row, strict=True))
+    assert (found["small: ratio"], found["large: ratio"], found["questions"]) == ("1.5×", "2.5×", "short")
+    assert "small: x86_64 with avx2, 2 cores; 2026-11-26, commit 0123456; torch 2.13.0" in written
+    assert "large: A plain read reached 9 GB/s." in written
+
+
+def test_the_report_reads_what_the_benchmarks_print(tmp_path, capsys):
+    """The columns that it looks for are there."""
+    results = [compare_decode.Result("bf16", 12, "short", 1)]
+    results[0].rates = {side: [2.0] for side in results[0].rates}
+    results[0].token_seconds = {side: [0.5] for side in results[0].token_seconds}
+    results[0].read_seconds, results[0].weight_bytes = [0.25], 8
+    (row,) = report.parsed(compare_decode.table(results))
+    kind = report.KINDS["decoding"]
+    assert {*kind.keys, *kind.figures} <= row.keys()
+    assert row["share of the bound"] == "50%"
