@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from softprompt.engine.cache import Cache
 from softprompt.engine.front import Front
 from softprompt.engine.loss import Head, head_cross_entropy, head_scores
 from softprompt.packs import bloom, flex_attention
@@ -51,45 +52,63 @@ def pack_scores(base_model: PreTrainedModel, front: Front, pack: Pack) -> tuple[
     return head_scores(hidden, Head.of(base_model), torch.tensor(pack.targets, device=base_model.device))
 
 
-def pack_hidden_states(base_model: PreTrainedModel, front: Front, pack: Pack, *, recompute: bool = False) -> Tensor:
+def pack_hidden_states(
+    base_model: PreTrainedModel, front: Front, pack: Pack, *, given: Cache | None = None, recompute: bool = False
+) -> Tensor:
     """Compute the final hidden states, the input of the LM head, at a pack's `places`: `[N, H]` in the base's dtype.
 
     Args:
         front: what stands in front of the rows; `Front()` runs the base alone.
         pack: the rows, packed behind a front of this length.
+        given: the keys and values of the first positions of this front, which are then not computed: a cache of one row
+            that has at least one position less than the front.
         recompute: keep only the layers' inputs for the backward pass (gradient checkpointing).
 
     Raises:
         UserError: `recompute` is set, and the base has no layers that can be recomputed.
     """
     ids = torch.tensor(pack.input_ids, dtype=torch.long, device=base_model.device)
-    places = torch.tensor(pack.places, device=base_model.device)
+    count = given.positions.shape[1] if given is not None else 0
+    places = torch.tensor(pack.places, device=base_model.device) - count
     parts = [part[0] for part in front.embeds(base_model.get_input_embeddings(), ids[None])]
-    layout = Layout.of(pack, base_model.device)
+    parts = [torch.cat(parts)[count:]] if count else parts
+    layout = Layout.of(pack, base_model.device, count)
+    attend_layer = functools.partial(_attend_layer, layout, given)
     if bloom.is_bloom(base_model):
-        return bloom.hidden_states(base_model, parts, places, functools.partial(_attend, layout), recompute)
-    return _through_interface(base_model, parts, layout, places, recompute)
+        return bloom.hidden_states(base_model, parts, places, attend_layer, recompute)
+    return _through_interface(base_model, parts, layout, attend_layer, places, recompute)
 
 
 def _through_interface(
-    base_model: PreTrainedModel, parts: list[Tensor], layout: Layout, places: Tensor, recompute: bool
+    base_model: PreTrainedModel, parts: list[Tensor], layout: Layout, attend_layer, places: Tensor, recompute: bool
 ) -> Tensor:
     """Compute the hidden states `[N, H]` at `places` with a base whose attention can be replaced by name."""
 
     def attend_row(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
-        return _attend(layout, query[0], key[0], value[0], rules)[None]
+        return attend_layer(layer, query[0], key[0], value[0], rules)[None]
 
-    embeds = torch.cat(parts)[None]  # [1, S, H]
-    settings = {"position_ids": layout.positions[None], "use_cache": False, "attend": attend_row}
+    embeds = torch.cat(parts)[None]  # [1, S, H], without the given places
+    positions = layout.positions[None, layout.given :]
+    settings = {"position_ids": positions, "use_cache": False, "attend": attend_row}
     recomputed = recomputed_layers(base_model, own_attention) if recompute else contextlib.nullcontext()
     with recomputed, own_attention(base_model):
         hidden = base_model.base_model(inputs_embeds=embeds, **settings).last_hidden_state
     return hidden[0, places]
 
 
+def _attend_layer(
+    layout: Layout, given: Cache | None, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules
+) -> Tensor:
+    """Attend in the layer of this number, with the given keys and values in front of those of the pack."""
+    if given is not None and layout.given:
+        key, value = torch.cat([given.keys[layer][0], key], 1), torch.cat([given.values[layer][0], value], 1)
+    return _attend(layout, query, key, value, rules)
+
+
 def _attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
     """Attend with one kernel where that works, on CUDA, and tile by tile everywhere else."""
     heads = (query.shape[0], key.shape[0], query.shape[-1])
-    if query.is_cuda and flex_attention.problem(query.device, query.dtype, *heads) is None:
+    few = min(layout.given, 1)  # whether places are given matters to the kernel, and not how many
+    if query.is_cuda and flex_attention.problem(query.device, query.dtype, *heads, few) is None:
         return flex_attention.flex_attend(query, key, value, layout, rules)
     return attend(query, key, value, layout, rules)
