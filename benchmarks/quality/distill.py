@@ -225,6 +225,7 @@ def jobs() -> dict:
     found |= {f"{name}+sides": (sides, name, {}) for name in NAMES}
     found |= {f"{name}+positions": (positions, name, {}) for name in NAMES}
     found |= {"sentiment+ce": (distil, "sentiment", {"ce": True}), "sentiment+lora": (lora, "sentiment", {})}
+    found |= {f"sentiment+steps{count}": (distil, "sentiment", {"max_steps": count}) for count in (200, 30)}
     found |= {f"numbered+P{count}": (distil, "numbered", {"virtual_tokens": count}) for count in (4, 64, 1)}
     found |= {f"{name}+P16-seed{seed}": (distil, name, {"seed": seed}) for seed in (1, 2) for name in NAMES}
     found |= {f"{name}+lora": (lora, name, {}) for name in NAMES}
