@@ -224,10 +224,11 @@ def jobs() -> dict:
     found = {f"{name}+P16": (distil, name, {}) for name in NAMES}
     found |= {f"{name}+sides": (sides, name, {}) for name in NAMES}
     found |= {f"{name}+positions": (positions, name, {}) for name in NAMES}
+    found |= {f"{name}+steps200": (distil, name, {"max_steps": 200}) for name in NAMES}
     found |= {"sentiment+ce": (distil, "sentiment", {"ce": True}), "sentiment+lora": (lora, "sentiment", {})}
-    found |= {f"sentiment+steps{count}": (distil, "sentiment", {"max_steps": count}) for count in (200, 30)}
     found |= {f"numbered+P{count}": (distil, "numbered", {"virtual_tokens": count}) for count in (4, 64, 1)}
-    found |= {f"{name}+P16-seed{seed}": (distil, name, {"seed": seed}) for seed in (1, 2) for name in NAMES}
+    seeds = [(name, seed) for name in ("sentiment", "numbered", "spanish") for seed in (1, 2)]
+    found |= {f"{name}+P16-seed{seed}": (distil, name, {"seed": seed}) for name, seed in seeds}
     found |= {f"{name}+lora": (lora, name, {}) for name in NAMES}
     found |= {f"{name}+ce": (distil, name, {"ce": True}) for name in NAMES}
     for init in ("means", "text", "default"):
