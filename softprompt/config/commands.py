@@ -299,10 +299,7 @@ class TrainConfig(
 
     def check(self) -> None:
         expand_home(self, "run_dir")
-        if self.distill_text is not None:
-            require(not self.system, self, "system", "give it or `distill_text`, not both: the text stands there")
-        own_data = not self.distill_questions or self.data in (DEFAULT_DATA, "")
-        require(own_data, self, "distill_questions", "give it or `data`, not both")
+        _check_one_source(self)
 
     @property
     def run_folder(self) -> Path:
@@ -311,7 +308,7 @@ class TrainConfig(
 
 
 @dataclass(kw_only=True)
-class SweepConfig(BaseOptions, RowOptions, TemplateOptions, OutputOptions):
+class SweepConfig(BaseOptions, RowOptions, TemplateOptions, DistillOptions, OutputOptions):
     """The options of `sweep`; all others of its runs have the defaults of `train`."""
 
     heading: ClassVar[str] = "search"
@@ -337,6 +334,7 @@ class SweepConfig(BaseOptions, RowOptions, TemplateOptions, OutputOptions):
         share = self.eval_fraction
         require(share is None or share > 0, self, "eval_fraction", "must be above 0 and below 1")
         _check_init_text(self)
+        _check_one_source(self)
 
     @property
     def sweep_folder(self) -> Path:
@@ -646,6 +644,14 @@ def _check_ensemble(config: GenerateConfig | EvaluateConfig) -> None:
     """Expand a leading `~` in the members' paths, and check that there are none or at least two of them."""
     config.ensemble = tuple(os.path.expanduser(name) for name in config.ensemble)
     require(len(config.ensemble) != 1, config, "ensemble", "name at least two prompt files")
+
+
+def _check_one_source(config: TrainConfig | SweepConfig) -> None:
+    """Raise `UserError` if two options say what stands in the system turn, or where the questions come from."""
+    if config.distill_text is not None:
+        require(not config.system, config, "system", "give it or `distill_text`, not both: the text stands there")
+    own_data = not config.distill_questions or config.data in (DEFAULT_DATA, "")
+    require(own_data, config, "distill_questions", "give it or `data`, not both")
 
 
 def _check_init_text(config: StartOptions | SweepConfig) -> None:
