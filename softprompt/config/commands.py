@@ -152,11 +152,16 @@ class DistillOptions(Group):
     distill_new_tokens: int = option(DEFAULT_NEW_TOKENS, "most tokens of such an answer")
     distill_questions: int = option(0, "let the teacher write so many questions, instead of those of --data")
     distill_context: str | None = option(None, "a column that the teacher sees in front of each question")
+    distill_replay: str | None = option(
+        None,
+        "questions that have nothing to do with the text; on 1 of 8 training rows, the base alone is then the teacher",
+        decides=False,
+    )
     distill_temperature: float = option(1.0, "divide the logits of both sides by this in the loss")
     distill_ce: float = option(0.0, "share of cross-entropy on the answers in the loss")
 
     def check(self) -> None:
-        expand_home(self, "distill_text")
+        expand_home(self, "distill_text", "distill_replay")
         require_counts(self, "distill_answers", "distill_new_tokens")
         require(self.distill_questions >= 0, self, "distill_questions", "must be 0 or above")
         require(0.01 <= self.distill_temperature <= 100, self, "distill_temperature", "must be from 0.01 to 100")

@@ -15,8 +15,9 @@ from softprompt.config.commands import SweepConfig, TrainConfig
 from softprompt.data.reading import Data
 from softprompt.data.row import RowKinds
 from softprompt.data.splits import Splits, load_splits
-from softprompt.distillation.answers import TEACHER_NAME, answer_splits, seen_by_teacher
+from softprompt.distillation.answers import REPLAY_NAME, TEACHER_NAME, answer_splits, seen_by_teacher
 from softprompt.distillation.questions import QUESTIONS_NAME, teachers_questions
+from softprompt.distillation.replay import replay_questions, with_replay
 from softprompt.distillation.text import Text, place_text, read_text, require_room_for_text, teacher_model
 from softprompt.engine.teacher import Teacher
 from softprompt.errors import UserError
@@ -32,7 +33,8 @@ DEFAULT_VIRTUAL_TOKENS = 16
 SHOWN = 3  # questions and answers of the teacher that are told
 QUESTIONS_HELD_OUT = 0.2  # the share of the teacher's own questions that is held out
 # what the teacher leaves in the folder of a run or a search before the first step
-SAMPLED = {QUESTIONS_NAME, TEACHER_NAME, partial_path(Path(TEACHER_NAME)).name}
+ANSWERS = (TEACHER_NAME, REPLAY_NAME)
+SAMPLED = {QUESTIONS_NAME, *ANSWERS, *(partial_path(Path(name)).name for name in ANSWERS)}
 
 Inputs = tuple[TrainConfig, Base, EncodedSplits, Objective | None]
 
@@ -63,14 +65,17 @@ def load_all_inputs(
     written = read_text(name)
     device = resolve_device(config.device)
     splits = Splits([], []) if config.distill_questions else _splits(config, in_memory)
+    replay = replay_questions(config, max(len(splits.train_rows), config.distill_questions))
     base = load_base(config.model, device=device, precision=config.precision)
     config, encoder = _encoder(config, base, splits.kinds, date or date_of_run(config))
     text = place_text(name, written, encoder, base)
     if not config.distill_from_data:
         splits = _answered(config, splits, encoder, base, text, report or JobReport())
     rows = encode_splits(splits, encoder, max_length=config.max_length, most_kept=sys.maxsize)
-    teacher = make_teacher(rows, splits, config, base, text)
+    text_teacher = make_teacher(rows, splits, config, base, text)
+    rows, teacher = with_replay(rows, text_teacher, replay, config, base, text, report or JobReport())
     facts = text.facts | {"temperature": config.distill_temperature, "ce": config.distill_ce}
+    facts |= {"replay": len(replay)} if replay else {}
     objective = Divergence(config, teacher, facts, text.ids, pad_token_id=base.pad_token_id)
     return config, base, rows, objective
 
@@ -85,11 +90,9 @@ def load_sweep_inputs(
     """
     if config.distill_text is None:
         return config, *load_inputs(config), None
-    shared = {name: getattr(config, name) for name in SHARED}
-    places = {"prompt_file": config.prompt_file, "run_dir": str(config.sweep_folder), "resume": config.resume}
-    decided, base, rows, objective = load_all_inputs(
-        TrainConfig(**shared, **places), report=report, date=date_of_run(config)
-    )
+    shared: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
+    shared |= {"prompt_file": config.prompt_file, "run_dir": str(config.sweep_folder), "resume": config.resume}
+    decided, base, rows, objective = load_all_inputs(TrainConfig(**shared), report=report, date=date_of_run(config))
     changes = {name: getattr(decided, name) for name in ("placement", "last_turn_only")}
     return dataclasses.replace(config, **changes), base, rows, objective
 

@@ -82,6 +82,10 @@ class Teacher:
         given = max(len(self.front) - 1, 0)
         return given + sum(len(pack.position_ids) - given for pack in packs)
 
+    def teaches(self, row: EncodedRow) -> bool:
+        """Whether this row is one of the teacher's."""
+        return id(row) in self._place
+
     def states(self, row: EncodedRow) -> Tensor:
         """The teacher's final hidden states at the labels of a row, `[N, H]` in the base's dtype on the CPU."""
         number, place = self._place[id(row)]
@@ -107,6 +111,17 @@ class Teacher:
         pack = pack_rows(members, front_length=len(self.front))
         hidden = pack_hidden_states(self.base_model, self.front, pack, given=self._given).cpu()
         return [each.clone() for each in hidden.split(pack.counts)]
+
+
+class Teachers:
+    """Several teachers, each of rows of its own."""
+
+    def __init__(self, *teachers: Teacher) -> None:
+        self.teachers = teachers
+
+    def states(self, row: EncodedRow) -> Tensor:
+        """The states that the teacher of this row has."""
+        return next(each for each in self.teachers if each.teaches(row)).states(row)
 
 
 def divergence_losses(

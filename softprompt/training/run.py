@@ -44,7 +44,7 @@ IN_MEMORY = ""  # stands for the name of data that was given as rows in memory
 DATA = ("data", "eval_data", "test_data")
 # options of how the rows are read and drawn, which `load_splits` takes by these names
 HOW_TO_READ = ("eval_fraction", "seed", "columns", "data_config", "data_split", "max_train_rows")
-PATHS = (*DATA, "init_from", "template", "distill_text")  # options that name input files
+PATHS = (*DATA, "init_from", "template", "distill_text", "distill_replay")  # options that name input files
 BASE = ("base", "base_revision", "base_sha256")  # the keys of the prompt file's metadata that name the base
 LENGTHS = ("max_steps", "num_train_epochs")  # options that determine the number of steps
 

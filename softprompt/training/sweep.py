@@ -40,7 +40,7 @@ SHARED = (
     "max_train_rows", "init_text", "max_length", "precision", "seed", "template", "system", "last_turn_only",
     "placement", "per_device_train_batch_size", "gradient_accumulation_steps", "device", "distill_text",
     "distill_from_data", "distill_answers", "distill_new_tokens", "distill_questions", "distill_context",
-    "distill_temperature", "distill_ce",
+    "distill_replay", "distill_temperature", "distill_ce",
 )  # fmt: skip
 
 
