@@ -33,7 +33,7 @@ from softprompt.engine.front import Front
 from softprompt.engine.loss import Head
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import total_score
-from softprompt.engine.teacher import divergence_scores
+from softprompt.engine.teacher import Teacher, divergence_scores
 from softprompt.optim.schedule import rows_of_step
 from softprompt.packs.batches import pack_rows, plan_batches
 from softprompt.prompt.embedding import SoftPromptEmbedding
@@ -134,8 +134,17 @@ def means_file(work: Work, name: str) -> Path:
     return path
 
 
-def distil(work: Work, name: str, job: str, *, init: str = "", ce: bool = False, **changes: object) -> dict:
-    """Train, and judge on the test questions; with `ce`, by cross-entropy on the teacher's answers."""
+def distil(
+    work: Work, name: str, job: str, *, init: str = "", ce: bool = False, replay: str = "", **changes: object
+) -> dict:
+    """Train, and judge on the test questions.
+
+    Args:
+        ce: by cross-entropy on the teacher's answers.
+        replay: the text whose questions are replayed.
+    """
+    if replay:
+        changes |= {"distill_replay": str(write_questions(replay, work.folder / f"{replay}.questions"))}
     if init == "means":
         changes |= {"init_from": str(means_file(work, name))}
     if init == "default":
@@ -152,12 +161,12 @@ def distil(work: Work, name: str, job: str, *, init: str = "", ce: bool = False,
     weight = trainer.weight.detach()
     answered = dataclasses.replace(rows.test, sources=rows.test.sources[:ANSWERED])
     worth = judge(
-        base, rows.encoder, text, answered, weight, name="test", initial=initial, teacher=objective.teacher,
-        new_tokens=NEW_TOKENS,
+        base, rows.encoder, text, answered, weight, name="test", initial=initial, new_tokens=NEW_TOKENS,
     )  # fmt: skip
     record = to_json(worth) | {"kept": kept_rate(name, trainer.model, rows.encoder), "step": result.step}
     record |= {"curve": trainer.selection.curve, "seconds": round(seconds, 1), "init": config.init}
-    record |= {"states_bytes": objective.teacher.bytes_of_all, "teacher_passes": objective.teacher.passes_run}
+    if isinstance(objective.teacher, Teacher):
+        record |= {"states_bytes": objective.teacher.bytes_of_all, "teacher_passes": objective.teacher.passes_run}
     return record
 
 
@@ -225,10 +234,14 @@ def jobs() -> dict:
     found |= {f"{name}+sides": (sides, name, {}) for name in NAMES}
     found |= {f"{name}+positions": (positions, name, {}) for name in NAMES}
     found |= {f"{name}+steps200": (distil, name, {"max_steps": 200}) for name in NAMES}
+    replayed = {"max_steps": 200, "replay": "numbered"}
+    found["sentiment+replay"] = (distil, "sentiment", replayed)
     found |= {"sentiment+ce": (distil, "sentiment", {"ce": True}), "sentiment+lora": (lora, "sentiment", {})}
     found |= {f"numbered+P{count}": (distil, "numbered", {"virtual_tokens": count}) for count in (4, 64, 1)}
-    seeds = [(name, seed) for name in ("sentiment", "numbered", "spanish") for seed in (1, 2)]
-    found |= {f"{name}+P16-seed{seed}": (distil, name, {"seed": seed}) for name, seed in seeds}
+    seeds = [(name, seed) for name in ("sentiment", "spanish", "numbered") for seed in (1, 2)]
+    found |= {f"{name}+steps200-seed{seed}": (distil, name, {"max_steps": 200, "seed": seed}) for name, seed in seeds}
+    for name in ("spanish", "numbered"):
+        found[f"{name}+replay"] = (distil, name, replayed | {"replay": "sentiment"})
     found |= {f"{name}+lora": (lora, name, {}) for name in NAMES}
     found |= {f"{name}+ce": (distil, name, {"ce": True}) for name in NAMES}
     for init in ("means", "text", "default"):
