@@ -250,19 +250,30 @@ def jobs() -> dict:
 
 
 def plot(out: Path, picture: str) -> None:
-    """Draw the validation KL of every finished run over its steps."""
+    """Draw the validation KL over the steps of the runs of 200, and the share of the gap closed over P."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), dpi=110)
-    for line in out.read_text().splitlines():
-        record = json.loads(line)
-        if record["job"].endswith("+P16"):
-            axes.plot(*zip(*record["curve"], strict=True), marker="o", label=f"{record['task']}, 16 virtual tokens")
-    axes.set(yscale="log", xlabel="steps of 8 questions", ylabel="KL per answer token, validation questions")
-    axes.legend()
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2), dpi=90, width_ratios=(3, 2))
+    for record in records:
+        if record["job"].endswith("+steps200"):
+            left.plot(*zip(*record["curve"], strict=True), marker=".", label=record["task"])
+    left.set(yscale="log", xlabel="steps of 8 questions, P = 16", ylabel="KL per answer token, validation")
+    left.set_yticks([0.05, 0.1, 0.2, 0.5], ["0.05", "0.1", "0.2", "0.5"])
+    left.minorticks_off()
+    left.legend()
+    closed = sorted(
+        (record["prompt"]["tokens"], 100 * record["share_closed"])
+        for record in records
+        if record["job"] in {f"numbered+P{count}" for count in (1, 4, 16, 64)}
+    )
+    right.plot(*zip(*closed, strict=True), marker=".")
+    right.set(xscale="log", xlabel="virtual tokens P, numbered, 60 steps", ylabel="% of the gap closed", ylim=(0, 100))
+    right.set_xticks([count for count, _ in closed], [str(count) for count, _ in closed])
+    right.minorticks_off()
     figure.tight_layout()
     figure.savefig(picture)
 
