@@ -170,12 +170,12 @@ def distil(
     return record
 
 
-def positions(work: Work, name: str, job: str) -> dict:
+def positions(work: Work, name: str, job: str, **changes: object) -> dict:
     """How many positions the base computes in the steps of a run: ours, and as two padded passes over every row.
 
     A student's position counts twice, since the gradient goes back through it; a teacher's counts once.
     """
-    config, _, rows, objective, _ = work.load(name, job)
+    config, _, rows, objective, _ = work.load(name, job, **changes)
     teacher, front = objective.teacher, len(rows.encoder.before_ids) + len(rows.encoder.after_ids)
     behind_text, behind_prompt = len(teacher.front), front + config.virtual_tokens
     ours = teacher.positions_of_all
@@ -232,7 +232,7 @@ def jobs() -> dict:
     """Every job by its name, the most important ones first."""
     found = {f"{name}+P16": (distil, name, {}) for name in NAMES}
     found |= {f"{name}+sides": (sides, name, {}) for name in NAMES}
-    found |= {f"{name}+positions": (positions, name, {}) for name in NAMES}
+    found |= {f"{name}+positions": (positions, name, {"max_steps": 200}) for name in NAMES}
     found |= {f"{name}+steps200": (distil, name, {"max_steps": 200}) for name in NAMES}
     replayed = {"max_steps": 200, "replay": "numbered"}
     found["sentiment+replay"] = (distil, "sentiment", replayed)
