@@ -33,7 +33,7 @@ from softprompt.engine.front import Front
 from softprompt.engine.loss import Head
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import total_score
-from softprompt.engine.teacher import divergence_scores
+from softprompt.engine.teacher import Teacher, divergence_scores
 from softprompt.optim.schedule import rows_of_step
 from softprompt.packs.batches import pack_rows, plan_batches
 from softprompt.prompt.embedding import SoftPromptEmbedding
@@ -135,8 +135,17 @@ def means_file(work: Work, name: str) -> Path:
     return path
 
 
-def distil(work: Work, name: str, job: str, *, init: str = "", ce: bool = False, **changes: object) -> dict:
-    """Train, and judge on the test questions; with `ce`, by cross-entropy on the teacher's answers."""
+def distil(
+    work: Work, name: str, job: str, *, init: str = "", ce: bool = False, replay: str = "", **changes: object
+) -> dict:
+    """Train, and judge on the test questions.
+
+    Args:
+        ce: by cross-entropy on the teacher's answers.
+        replay: the text whose questions are replayed.
+    """
+    if replay:
+        changes |= {"distill_replay": str(write_questions(replay, work.folder / f"{replay}.questions"))}
     if init == "means":
         changes |= {"init_from": str(means_file(work, name))}
     if init == "default":
@@ -153,21 +162,21 @@ def distil(work: Work, name: str, job: str, *, init: str = "", ce: bool = False,
     weight = trainer.weight.detach()
     answered = dataclasses.replace(rows.test, sources=rows.test.sources[:ANSWERED])
     worth = judge(
-        base, rows.encoder, text, answered, weight, name="test", initial=initial, teacher=objective.teacher,
-        new_tokens=NEW_TOKENS,
+        base, rows.encoder, text, answered, weight, name="test", initial=initial, new_tokens=NEW_TOKENS,
     )  # fmt: skip
     record = to_json(worth) | {"kept": kept_rate(name, trainer.model, rows.encoder), "step": result.step}
     record |= {"curve": trainer.selection.curve, "seconds": round(seconds, 1), "init": config.init}
-    record |= {"states_bytes": objective.teacher.bytes_of_all, "teacher_passes": objective.teacher.passes_run}
+    if isinstance(objective.teacher, Teacher):
+        record |= {"states_bytes": objective.teacher.bytes_of_all, "teacher_passes": objective.teacher.passes_run}
     return record
 
 
-def positions(work: Work, name: str, job: str) -> dict:
+def positions(work: Work, name: str, job: str, **changes: object) -> dict:
     """How many positions the base computes in the steps of a run: ours, and as two padded passes over every row.
 
     A student's position counts twice, since the gradient goes back through it; a teacher's counts once.
     """
-    config, _, rows, objective, _ = work.load(name, job)
+    config, _, rows, objective, _ = work.load(name, job, **changes)
     teacher, front = objective.teacher, len(rows.encoder.before_ids) + len(rows.encoder.after_ids)
     behind_text, behind_prompt = len(teacher.front), front + config.virtual_tokens
     ours = teacher.positions_of_all
@@ -224,30 +233,48 @@ def jobs() -> dict:
     """Every job by its name, the most important ones first."""
     found = {f"{name}+P16": (distil, name, {}) for name in NAMES}
     found |= {f"{name}+sides": (sides, name, {}) for name in NAMES}
-    found |= {f"{name}+positions": (positions, name, {}) for name in NAMES}
+    found |= {f"{name}+positions": (positions, name, {"max_steps": 200}) for name in NAMES}
+    found |= {f"{name}+steps200": (distil, name, {"max_steps": 200}) for name in NAMES}
+    replayed = {"max_steps": 200, "replay": "numbered"}
+    found["sentiment+replay"] = (distil, "sentiment", replayed)
+    found |= {"sentiment+ce": (distil, "sentiment", {"ce": True}), "sentiment+lora": (lora, "sentiment", {})}
+    found |= {f"numbered+P{count}": (distil, "numbered", {"virtual_tokens": count}) for count in (4, 64, 1)}
+    seeds = [(name, seed) for name in ("sentiment", "spanish", "numbered") for seed in (1, 2)]
+    found |= {f"{name}+steps200-seed{seed}": (distil, name, {"max_steps": 200, "seed": seed}) for name, seed in seeds}
+    for name in ("spanish", "numbered"):
+        found[f"{name}+replay"] = (distil, name, replayed | {"replay": "sentiment"})
+    found |= {f"{name}+lora": (lora, name, {}) for name in NAMES}
+    found |= {f"{name}+ce": (distil, name, {"ce": True}) for name in NAMES}
     for init in ("means", "text", "default"):
         found[f"numbered+start-{init}"] = (distil, "numbered", {"init": init, "max_steps": 20})
-    found |= {f"numbered+P{count}": (distil, "numbered", {"virtual_tokens": count}) for count in (4, 64, 1)}
-    found |= {f"{name}+ce": (distil, name, {"ce": True}) for name in NAMES}
-    found |= {f"{name}+lora": (lora, name, {}) for name in NAMES}
-    found |= {f"{name}+P16-seed{seed}": (distil, name, {"seed": seed}) for seed in (1, 2) for name in NAMES}
     return found
 
 
 def plot(out: Path, picture: str) -> None:
-    """Draw the validation KL of every finished run over its steps."""
+    """Draw the validation KL over the steps of the runs of 200, and the share of the gap closed over P."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), dpi=110)
-    for line in out.read_text().splitlines():
-        record = json.loads(line)
-        if record["job"].endswith("+P16"):
-            axes.plot(*zip(*record["curve"], strict=True), marker="o", label=f"{record['task']}, 16 virtual tokens")
-    axes.set(yscale="log", xlabel="steps of 8 questions", ylabel="KL per answer token, validation questions")
-    axes.legend()
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2), dpi=90, width_ratios=(3, 2))
+    for record in records:
+        if record["job"].endswith("+steps200"):
+            left.plot(*zip(*record["curve"], strict=True), marker=".", label=record["task"])
+    left.set(yscale="log", xlabel="steps of 8 questions, P = 16", ylabel="KL per answer token, validation")
+    left.set_yticks([0.05, 0.1, 0.2, 0.5], ["0.05", "0.1", "0.2", "0.5"])
+    left.minorticks_off()
+    left.legend()
+    closed = sorted(
+        (record["prompt"]["tokens"], 100 * record["share_closed"])
+        for record in records
+        if record["job"] in {f"numbered+P{count}" for count in (1, 4, 16, 64)}
+    )
+    right.plot(*zip(*closed, strict=True), marker=".")
+    right.set(xscale="log", xlabel="virtual tokens P, numbered, 60 steps", ylabel="% of the gap closed", ylim=(0, 100))
+    right.set_xticks([count for count, _ in closed], [str(count) for count, _ in closed])
+    right.minorticks_off()
     figure.tight_layout()
     figure.savefig(picture)
 

@@ -56,6 +56,7 @@ SHAPES = {
     "bloom-389m-zh": bloom(1024, 24, 16, 42_437),
     "bloom-560m": bloom(1024, 24, 16, 250_880),
     "bloom-1b4-zh": bloom(2048, 24, 16, 46_145),
+    "llama-135m": llama(576, 30, 9, 3, 1536, 49_152),  # SmolLM2-135M
     "llama-360m": llama(960, 32, 15, 5, 2560, 49_152),  # SmolLM2-360M
     "tiny": bloom(64, 2, 4, 4_096),
     "tiny-llama": llama(64, 2, 4, 2, 128, 4_096),

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "softprompt sweep") -> N
 
 def _search(config: SweepConfig, replaces: "FileId | None") -> None:
     """Search in a folder that no other process uses; `replaces` is the file that the prompt may replace."""
-    from softprompt.cli.terminal import TerminalSweepReport, say
+    from softprompt.cli.terminal import TerminalSweepReport, TerminalTeacherReport, say
     from softprompt.cli.text import (
         command_line,
         describe_base,
@@ -42,17 +42,19 @@ def _search(config: SweepConfig, replaces: "FileId | None") -> None:
         describe_test,
         describe_trial,
     )
+    from softprompt.distillation.inputs import load_sweep_inputs
     from softprompt.prompt.fit import require_room
-    from softprompt.training.run import load_inputs
     from softprompt.training.sweep import Search
 
-    base, rows = load_inputs(config)
+    config, base, rows, objective = load_sweep_inputs(config, TerminalTeacherReport())
     say(describe_base(base), flags=False)
-    say(describe_rows(rows, config.data), flags=False)
+    say(describe_rows(rows, "of the teacher's own questions" if config.distill_questions else config.data), flags=False)
+    if objective is not None:
+        say(f"losses are KL per answer token to the base with {config.distill_text} in front")
     if not rows.eval_rows:
         raise UserError(f"`data` {config.data}: no held-out rows to choose by; give `eval_data` or `eval_fraction`")
     require_room(base.model, max(config.virtual_tokens), rows.longest, option="max_length")
-    search = Search(config, base, rows, TerminalSweepReport())
+    search = Search(config, base, rows, TerminalSweepReport(), objective)
     search.replaces = replaces
     result = search.run()
     say(f"\nbest: {describe_trial(result.best)}", flags=False)
@@ -71,13 +73,16 @@ def check_outputs(config: SweepConfig) -> None:
         UserError: the prompt file or the sweep folder exists and no option allows replacing it, it cannot be written,
             or the sweep folder holds files that no sweep wrote.
     """
+    from softprompt.distillation.inputs import SAMPLED
     from softprompt.training.run_folder import LOCK_NAME, RECIPE_NAME, check_places
 
     prompt_file, folder = Path(config.prompt_file), config.sweep_folder
-    ours = (folder / RECIPE_NAME).is_file()
+    names = {path.name for path in folder.iterdir()} - {LOCK_NAME} if folder.is_dir() else set()
+    # before a search records what it searches, the teacher of a text to distil answers
+    ours = (folder / RECIPE_NAME).is_file() or bool(names and names <= SAMPLED)
     replace = config.overwrite or (config.resume and ours)
     check_places(prompt_file, folder, option="sweep_dir", replace=replace)
-    if folder.exists() and any(path.name != LOCK_NAME for path in folder.iterdir()) and not ours:
+    if names and not ours:
         raise UserError(f"`sweep_dir` {folder}: holds files that no sweep wrote; name another folder")
     if ours and not replace:
         raise UserError(f"`sweep_dir` {folder}: already there; go on with `resume`, or replace it with `overwrite`")

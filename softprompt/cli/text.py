@@ -195,9 +195,10 @@ def describe_result(result: Result, config: TrainConfig, written: Path | None = 
     command = f"{typed('generate')} {shlex.join(['--prompt-file', str(written)])}"
     if held_out.trained_prompt is not None:
         why = "the last" if config.save_last else "the lowest held-out loss"
-        perplexity = math.exp(min(held_out.trained_prompt, 700))
         loss = three_digits(held_out.trained_prompt)
-        lines.append(f"kept the prompt of step {result.step} ({why}: {loss}, perplexity {perplexity:.4g})")
+        # a divergence has no perplexity
+        perplexity = "" if config.distill_text else f", perplexity {math.exp(min(held_out.trained_prompt, 700)):.4g}"
+        lines.append(f"kept the prompt of step {result.step} ({why}: {loss}{perplexity})")
     lines.append(f"prompt written to {written}; try: {command}")
     if result.still_falling:
         lines.append(

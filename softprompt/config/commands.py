@@ -152,11 +152,16 @@ class DistillOptions(Group):
     distill_new_tokens: int = option(DEFAULT_NEW_TOKENS, "most tokens of such an answer")
     distill_questions: int = option(0, "let the teacher write so many questions, instead of those of --data")
     distill_context: str | None = option(None, "a column that the teacher sees in front of each question")
+    distill_replay: str | None = option(
+        None,
+        "questions that have nothing to do with the text; on 1 of 8 training rows, the base alone is then the teacher",
+        decides=False,
+    )
     distill_temperature: float = option(1.0, "divide the logits of both sides by this in the loss")
     distill_ce: float = option(0.0, "share of cross-entropy on the answers in the loss")
 
     def check(self) -> None:
-        expand_home(self, "distill_text")
+        expand_home(self, "distill_text", "distill_replay")
         require_counts(self, "distill_answers", "distill_new_tokens")
         require(self.distill_questions >= 0, self, "distill_questions", "must be 0 or above")
         require(0.01 <= self.distill_temperature <= 100, self, "distill_temperature", "must be from 0.01 to 100")
@@ -299,10 +304,7 @@ class TrainConfig(
 
     def check(self) -> None:
         expand_home(self, "run_dir")
-        if self.distill_text is not None:
-            require(not self.system, self, "system", "give it or `distill_text`, not both: the text stands there")
-        own_data = not self.distill_questions or self.data in (DEFAULT_DATA, "")
-        require(own_data, self, "distill_questions", "give it or `data`, not both")
+        _check_one_source(self)
 
     @property
     def run_folder(self) -> Path:
@@ -311,7 +313,7 @@ class TrainConfig(
 
 
 @dataclass(kw_only=True)
-class SweepConfig(BaseOptions, RowOptions, TemplateOptions, OutputOptions):
+class SweepConfig(BaseOptions, RowOptions, TemplateOptions, DistillOptions, OutputOptions):
     """The options of `sweep`; all others of its runs have the defaults of `train`."""
 
     heading: ClassVar[str] = "search"
@@ -337,6 +339,7 @@ class SweepConfig(BaseOptions, RowOptions, TemplateOptions, OutputOptions):
         share = self.eval_fraction
         require(share is None or share > 0, self, "eval_fraction", "must be above 0 and below 1")
         _check_init_text(self)
+        _check_one_source(self)
 
     @property
     def sweep_folder(self) -> Path:
@@ -648,6 +651,14 @@ def _check_ensemble(config: GenerateConfig | EvaluateConfig) -> None:
     """Expand a leading `~` in the members' paths, and check that there are none or at least two of them."""
     config.ensemble = tuple(os.path.expanduser(name) for name in config.ensemble)
     require(len(config.ensemble) != 1, config, "ensemble", "name at least two prompt files")
+
+
+def _check_one_source(config: TrainConfig | SweepConfig) -> None:
+    """Raise `UserError` if two options say what stands in the system turn, or where the questions come from."""
+    if config.distill_text is not None:
+        require(not config.system, config, "system", "give it or `distill_text`, not both: the text stands there")
+    own_data = not config.distill_questions or config.data in (DEFAULT_DATA, "")
+    require(own_data, config, "distill_questions", "give it or `data`, not both")
 
 
 def _check_init_text(config: StartOptions | SweepConfig) -> None:

@@ -19,6 +19,7 @@ MOST = 2**31 - 1  # of whatever an option counts
 PATHS = {
     "prompt_file", "run_dir", "sweep_dir", "data", "eval_data", "test_data", "model", "init_from", "instructions",
     "output_file", "plot", "adapter", "to", "distill_text",
+    "distill_replay",
 }  # fmt: skip
 
 

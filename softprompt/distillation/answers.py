@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from softprompt.answering.batch import ANSWERED_TOGETHER, generate_batch, text_of
 from softprompt.answering.job import JobReport, batch_seed
@@ -22,6 +23,7 @@ from softprompt.data.row import Row
 from softprompt.data.splits import Splits, load_splits
 from softprompt.distillation.text import Text, require_room_for_text
 from softprompt.engine.model import SoftPromptModel
+from softprompt.engine.passes import base_and_front
 from softprompt.errors import Interrupted, UserError
 from softprompt.packs.batches import plan_batches
 from softprompt.system.foreign import decode_json
@@ -29,6 +31,7 @@ from softprompt.tokens.encoding import Encoder
 from softprompt.training.run import HOW_TO_READ
 
 TEACHER_NAME = "teacher.jsonl"
+REPLAY_NAME = "replay.jsonl"  # the answers of the base alone to `distill_replay`
 SPLITS = {"train": "train_rows", "held_out": "eval_rows", "test": "test_rows"}  # in the order of `Splits`
 TEMPERATURE = 0.7  # of the sampling, as in `generate`; so are top_k and top_p
 Asked = list[tuple[str, Row]]  # split and row
@@ -36,14 +39,19 @@ Asked = list[tuple[str, Row]]  # split and row
 
 def answer_splits(
     splits: Splits,
-    teacher: SoftPromptModel,
+    teacher: SoftPromptModel | PreTrainedModel,
     encoder: Encoder,
     base: Base,
     config: TrainConfig,
     text: Text,
     report: JobReport,
+    *,
+    name: str = TEACHER_NAME,
 ) -> Splits:
     """Return the splits with the teacher's answers, which are written to the run folder; `resume` goes on there.
+
+    Args:
+        name: of the file in the run folder. Only the questions of `TEACHER_NAME` have the column `distill_context`.
 
     Raises:
         UserError: there is no question, one leaves no room for an answer, or `resume` finds answers of another run.
@@ -52,15 +60,25 @@ def answer_splits(
     asked = [(split, row) for split, name in SPLITS.items() for row in getattr(splits, name) if row.has_question]
     if not asked:
         raise UserError(f"`data` {config.data}: holds no question for the teacher to answer")
-    path = config.run_folder / TEACHER_NAME
-    questions = encoder.questions([seen_by_teacher(row, config.distill_context) for _, row in asked])
+    path, context = config.run_folder / name, config.distill_context if name == TEACHER_NAME else None
+    questions = encoder.questions([seen_by_teacher(row, context) for _, row in asked])
     require_known_ids(base, (id for ids in questions for id in ids))
     tokens = max(map(len, questions)) + config.distill_new_tokens
-    require_room_for_text(base, len(teacher.front), tokens, text)
+    require_room_for_text(base, len(base_and_front(teacher)[1]), tokens, text)
     recipe = _recipe(asked, questions, base, config, text)
     if not (config.resume and path.exists()):
         _answer(path, asked, questions, teacher, encoder, config, recipe, report)
-    return kept_splits(path, splits)
+    kept = kept_splits(path, splits)
+    if _questions_of(kept) != _questions_of(splits):
+        option = "data" if name == TEACHER_NAME else "distill_replay"
+        raise UserError(f"`resume`: {path} answers other questions than those of `{option}`; give the same")
+    return kept
+
+
+def _questions_of(splits: Splits) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """The questions of every split, each once for all of its answers."""
+    rows = [(split, row) for split, name in SPLITS.items() for row in getattr(splits, name) if row.has_question]
+    return list({(split, row.number): (split, row.messages) for split, row in rows}.values())
 
 
 def seen_by_teacher(row: Row, context: str | None) -> Row:
@@ -124,7 +142,7 @@ def _answer(
     path: Path,
     asked: Asked,
     questions: Sequence[list[int]],
-    teacher: SoftPromptModel,
+    teacher: SoftPromptModel | PreTrainedModel,
     encoder: Encoder,
     config: TrainConfig,
     recipe: dict[str, Any],
@@ -182,7 +200,7 @@ def _sampling(new_tokens: int, several: int) -> Sampling:
 def _sampled(
     questions: Sequence[list[int]],
     waiting: Sequence[int],
-    teacher: SoftPromptModel,
+    teacher: SoftPromptModel | PreTrainedModel,
     encoder: Encoder,
     sampling: Sampling,
     seed: int,

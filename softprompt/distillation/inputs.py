@@ -4,17 +4,20 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from softprompt.answering.job import JobReport
+from softprompt.answering.output import partial_path
 from softprompt.base.device import resolve_device
 from softprompt.base.loading import Base, load_base
-from softprompt.config.commands import TrainConfig
+from softprompt.config.commands import SweepConfig, TrainConfig
 from softprompt.data.reading import Data
 from softprompt.data.row import RowKinds
 from softprompt.data.splits import Splits, load_splits
-from softprompt.distillation.answers import answer_splits, seen_by_teacher
+from softprompt.distillation.answers import REPLAY_NAME, TEACHER_NAME, answer_splits, seen_by_teacher
 from softprompt.distillation.questions import QUESTIONS_NAME, teachers_questions
+from softprompt.distillation.replay import replay_questions, with_replay
 from softprompt.distillation.text import Text, place_text, read_text, require_room_for_text, teacher_model
 from softprompt.engine.teacher import Teacher
 from softprompt.errors import UserError
@@ -24,22 +27,31 @@ from softprompt.tokens.encoding import EncodedRow, Encoder
 from softprompt.training.objective import Divergence, Objective
 from softprompt.training.run import DATA, HOW_TO_READ, date_of_run, load_inputs
 from softprompt.training.run_folder import open_run_folder
+from softprompt.training.sweep import SHARED
 
 DEFAULT_VIRTUAL_TOKENS = 16
 SHOWN = 3  # questions and answers of the teacher that are told
 QUESTIONS_HELD_OUT = 0.2  # the share of the teacher's own questions that is held out
+# what the teacher leaves in the folder of a run or a search before the first step
+ANSWERS = (TEACHER_NAME, REPLAY_NAME)
+SAMPLED = {QUESTIONS_NAME, *ANSWERS, *(partial_path(Path(name)).name for name in ANSWERS)}
 
 Inputs = tuple[TrainConfig, Base, EncodedSplits, Objective | None]
 
 
 def load_all_inputs(
-    config: TrainConfig, in_memory: Mapping[str, Data] | None = None, report: JobReport | None = None
+    config: TrainConfig,
+    in_memory: Mapping[str, Data] | None = None,
+    report: JobReport | None = None,
+    *,
+    date: str | None = None,
 ) -> Inputs:
     """Load what a run needs: `load_inputs`, and with `distill_text` the teacher and its answers.
 
     Args:
         in_memory: data given as rows, by the name of the option that it replaces.
         report: hears how the teacher answers.
+        date: the day that a chat template is given which asks for it; None takes that of the run, or today.
 
     Returns:
         The options with what `distill_text` decides, the base, the rows, and the objective if it is a divergence.
@@ -53,16 +65,36 @@ def load_all_inputs(
     written = read_text(name)
     device = resolve_device(config.device)
     splits = Splits([], []) if config.distill_questions else _splits(config, in_memory)
+    replay = replay_questions(config, max(len(splits.train_rows), config.distill_questions))
     base = load_base(config.model, device=device, precision=config.precision)
-    config, encoder = _encoder(config, base, splits.kinds)
+    config, encoder = _encoder(config, base, splits.kinds, date or date_of_run(config))
     text = place_text(name, written, encoder, base)
     if not config.distill_from_data:
         splits = _answered(config, splits, encoder, base, text, report or JobReport())
     rows = encode_splits(splits, encoder, max_length=config.max_length, most_kept=sys.maxsize)
-    teacher = make_teacher(rows, splits, config, base, text)
+    text_teacher = make_teacher(rows, splits, config, base, text)
+    rows, teacher = with_replay(rows, text_teacher, replay, config, base, text, report or JobReport())
     facts = text.facts | {"temperature": config.distill_temperature, "ce": config.distill_ce}
+    facts |= {"replay": len(replay)} if replay else {}
     objective = Divergence(config, teacher, facts, text.ids, pad_token_id=base.pad_token_id)
     return config, base, rows, objective
+
+
+def load_sweep_inputs(
+    config: SweepConfig, report: JobReport | None = None
+) -> tuple[SweepConfig, Base, EncodedSplits, Objective | None]:
+    """Load what a search needs; the teacher's answers are in the sweep's folder, and all trials learn from them.
+
+    Raises:
+        UserError: as `load_all_inputs`.
+    """
+    if config.distill_text is None:
+        return config, *load_inputs(config), None
+    shared: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
+    shared |= {"prompt_file": config.prompt_file, "run_dir": str(config.sweep_folder), "resume": config.resume}
+    decided, base, rows, objective = load_all_inputs(TrainConfig(**shared), report=report, date=date_of_run(config))
+    changes = {name: getattr(decided, name) for name in ("placement", "last_turn_only")}
+    return dataclasses.replace(config, **changes), base, rows, objective
 
 
 def _splits(config: TrainConfig, in_memory: Mapping[str, Data] | None) -> Splits:
@@ -96,7 +128,7 @@ def _answered(
     return splits
 
 
-def _encoder(config: TrainConfig, base: Base, kinds: RowKinds) -> tuple[TrainConfig, Encoder]:
+def _encoder(config: TrainConfig, base: Base, kinds: RowKinds, date: str | None) -> tuple[TrainConfig, Encoder]:
     """The options as a text to distil decides them, and the encoder: in the system turn where there is one.
 
     Raises:
@@ -104,9 +136,7 @@ def _encoder(config: TrainConfig, base: Base, kinds: RowKinds) -> tuple[TrainCon
     """
     if kinds.ready:
         raise UserError("`distill_text`: these rows are text or token ids; it needs questions")
-    make = functools.partial(
-        encoder_for, base, kinds, template=config.template, last_turn_only=True, date=date_of_run(config)
-    )
+    make = functools.partial(encoder_for, base, kinds, template=config.template, last_turn_only=True, date=date)
     try:
         encoder = make(placement="system")
     except UserError as error:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from softprompt.engine.cache import Cache
 from softprompt.engine.front import Front
 from softprompt.engine.loss import Head, head_cross_entropy, head_scores
 from softprompt.packs import bloom, flex_attention
@@ -20,8 +21,8 @@ from softprompt.packs.batches import Pack
 from softprompt.packs.families import own_attention, recomputed_layers
 from softprompt.packs.lanes import LaneLayout, attend_lanes
 
-# from query `[Q, S, D]`, key and value `[G, S, D]` and the rules to `[S, Q, D]`
-Attention = Callable[[Tensor, Tensor, Tensor, Rules], Tensor]
+# from a layer's number, query `[Q, S, D]`, key and value `[G, S, D]` and the rules to `[S, Q, D]`
+Attention = Callable[[int, Tensor, Tensor, Tensor, Rules], Tensor]
 
 
 def attention_note(base_model: PreTrainedModel) -> str | None:
@@ -57,19 +58,31 @@ def pack_scores(base_model: PreTrainedModel, front: Front, pack: Pack) -> tuple[
     return head_scores(hidden, Head.of(base_model), torch.tensor(pack.targets, device=base_model.device))
 
 
-def pack_hidden_states(base_model: PreTrainedModel, front: Front, pack: Pack, *, recompute: bool = False) -> Tensor:
+def pack_hidden_states(
+    base_model: PreTrainedModel, front: Front, pack: Pack, *, given: Cache | None = None, recompute: bool = False
+) -> Tensor:
     """Compute the final hidden states, the input of the LM head, at a pack's `places`: `[N, H]` in the base's dtype.
 
     Args:
         front: what stands in front of the rows; `Front()` runs the base alone.
         pack: the rows, packed behind a front of this length.
+        given: the keys and values of the first positions of this front, which are then not computed: a cache of one row
+            that has at least one position less than the front.
         recompute: keep only the layers' inputs for the backward pass (gradient checkpointing).
 
     Raises:
         UserError: `recompute` is set, and the base has no layers that can be recomputed.
     """
-    (hidden,) = lane_hidden_states(base_model, [(front, pack)], recompute=recompute)
-    return hidden
+    if given is None or not given.lengths[0]:
+        (hidden,) = lane_hidden_states(base_model, [(front, pack)], recompute=recompute)
+        return hidden
+    count, device = given.lengths[0], base_model.device
+    ids = torch.tensor(pack.input_ids, dtype=torch.long, device=device)
+    parts = [part[0] for part in front.embeds(base_model.get_input_embeddings(), ids[None])]
+    layout = Layout.of(pack, device, count)
+    where = torch.tensor(pack.places, dtype=torch.long, device=device) - count
+    attention = functools.partial(_attend_behind, layout, given)
+    return _run(base_model, [torch.cat(parts)[count:]], layout.positions[count:], attention, where, recompute)
 
 
 def lane_losses(
@@ -92,19 +105,14 @@ def lane_hidden_states(
         parts += [part[0] for part in front.embeds(embedding, ids[None])]
         places += [start + place for place in pack.places]
         start += pack.bounds[-1]
-    layouts = [Layout.of(pack, device) for _, pack in lanes]
-    layout, attention = LaneLayout(layouts), functools.partial(_attend, layouts[0])
-    if len(lanes) > 1:
-        attention = functools.partial(_attend_lanes, layout)
+    layout = LaneLayout([Layout.of(pack, device) for _, pack in lanes])
+    attention = functools.partial(_attend_lanes, layout)
     where = torch.tensor(places, dtype=torch.long, device=device)
-    if bloom.is_bloom(base_model):
-        hidden = bloom.hidden_states(base_model, parts, where, attention, recompute)
-    else:
-        hidden = _through_interface(base_model, parts, layout.positions, attention, where, recompute)
+    hidden = _run(base_model, parts, layout.positions, attention, where, recompute)
     return hidden.split([len(pack.places) for _, pack in lanes])
 
 
-def _through_interface(
+def _run(
     base_model: PreTrainedModel,
     parts: list[Tensor],
     positions: Tensor,
@@ -112,10 +120,12 @@ def _through_interface(
     places: Tensor,
     recompute: bool,
 ) -> Tensor:
-    """Compute the hidden states `[N, H]` at `places` with a base whose attention can be replaced by name."""
+    """Compute the hidden states `[N, H]` at `places` of a sequence, which is cut as `bloom.hidden_states` says."""
+    if bloom.is_bloom(base_model):
+        return bloom.hidden_states(base_model, parts, places, attention, recompute)
 
     def attend_row(layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
-        return attention(query[0], key[0], value[0], rules)[None]
+        return attention(layer, query[0], key[0], value[0], rules)[None]
 
     embeds = torch.cat(parts)[None]  # [1, S, H]
     settings = {"position_ids": positions[None], "use_cache": False, "attend": attend_row}
@@ -125,8 +135,10 @@ def _through_interface(
     return hidden[0, places]
 
 
-def _attend_lanes(lanes: LaneLayout, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
+def _attend_lanes(lanes: LaneLayout, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
     """Attend in batches over all lanes where that pays, and else lane by lane."""
+    if len(lanes.layouts) == 1:
+        return _attend(lanes.layouts[0], query, key, value, rules)
     if not query.is_cuda and lanes.in_batches:
         return attend_lanes(query, key, value, lanes, rules)
     outputs = []
@@ -135,9 +147,18 @@ def _attend_lanes(lanes: LaneLayout, query: Tensor, key: Tensor, value: Tensor, 
     return torch.cat(outputs)
 
 
+def _attend_behind(
+    layout: Layout, given: Cache, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules
+) -> Tensor:
+    """Attend in the layer of this number, with the given keys and values in front of those of the pack."""
+    keys, values = (each[layer][0, :, : layout.given] for each in (given.keys, given.values))
+    return _attend(layout, query, torch.cat([keys, key], dim=1), torch.cat([values, value], dim=1), rules)
+
+
 def _attend(layout: Layout, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
     """Attend with one kernel where that works, on CUDA, and tile by tile everywhere else."""
     heads = (query.shape[0], key.shape[0], query.shape[-1])
-    if query.is_cuda and flex_attention.problem(query.device, query.dtype, *heads) is None:
+    few = min(layout.given, 1)  # whether places are given matters to the kernel, and not how many
+    if query.is_cuda and flex_attention.problem(query.device, query.dtype, *heads, few) is None:
         return flex_attention.flex_attend(query, key, value, layout, rules)
     return attend(query, key, value, layout, rules)

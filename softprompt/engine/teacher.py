@@ -2,7 +2,8 @@
 
 Answers do not change during a run, and neither does the teacher, so its states `[N, H]` of a row are constants. They
 are computed once, in the teacher's own passes, which depend on the rows alone: a row has the same states, to the bit,
-at whatever step they are asked for. Those that do not fit into the memory are computed again.
+at whatever step they are asked for. Those that do not fit into the memory are computed again. The keys and values of
+the teacher's front are computed once and given to every pass, which then costs its rows' tokens alone.
 """
 
 import math
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from softprompt.engine.cache import Cache
 from softprompt.engine.divergence import divergence_of_each, head_divergence
 from softprompt.engine.forward import pack_hidden_states
 from softprompt.engine.front import Front
+from softprompt.engine.fronts import front_cache
 from softprompt.engine.loss import Head
 from softprompt.engine.passes import TOKENS_PER_PASS, Score, free_memory
 from softprompt.packs.batches import Pack, cut_passes, pack_rows
@@ -59,6 +62,7 @@ class Teacher:
             for place, own in enumerate(members)
             for row in owners[id(own)]
         }
+        self._given: Cache | None = None  # the front's keys and values, while there are passes to run
         self._kept: dict[int, list[Tensor]] = {}
         self._last: tuple[int, list[Tensor]] | None = None
         self._bytes = 0
@@ -73,9 +77,14 @@ class Teacher:
 
     @property
     def positions_of_all(self) -> int:
-        """How many positions the passes of all rows have, the front in each."""
+        """How many positions the base computes for the states of all rows, those of the front included."""
         packs = (pack_rows(members, front_length=len(self.front)) for members in self._passes)
-        return sum(len(pack.position_ids) for pack in packs)
+        given = max(len(self.front) - 1, 0)
+        return given + sum(len(pack.position_ids) - given for pack in packs)
+
+    def teaches(self, row: EncodedRow) -> bool:
+        """Whether this row is one of the teacher's."""
+        return id(row) in self._place
 
     def states(self, row: EncodedRow) -> Tensor:
         """The teacher's final hidden states at the labels of a row, `[N, H]` in the base's dtype on the CPU."""
@@ -87,14 +96,32 @@ class Teacher:
             size = sum(each.nbytes for each in self._last[1])
             if self._bytes + size <= self.most_bytes:
                 self._kept[number], self._bytes = self._last[1], self._bytes + size
+            if len(self._kept) == len(self._passes):
+                self._given = None
         return self._last[1][place]
 
     @torch.no_grad()
     def _compute(self, members: list[EncodedRow]) -> list[Tensor]:
         self.passes_run += 1
+        if self._given is None and len(self.front) > 1:
+            none = torch.zeros(1, 0, dtype=torch.long, device=self.base_model.device)
+            embeds = torch.cat(self.front.embeds(self.base_model.get_input_embeddings(), none), dim=1)[0]
+            # the last position is left to the passes, since it may be what predicts the first token of a row
+            self._given = front_cache(self.base_model, embeds[:-1])
         pack = pack_rows(members, front_length=len(self.front))
-        hidden = pack_hidden_states(self.base_model, self.front, pack).cpu()
+        hidden = pack_hidden_states(self.base_model, self.front, pack, given=self._given).cpu()
         return [each.clone() for each in hidden.split(pack.counts)]
+
+
+class Teachers:
+    """Several teachers, each of rows of its own."""
+
+    def __init__(self, *teachers: Teacher) -> None:
+        self.teachers = teachers
+
+    def states(self, row: EncodedRow) -> Tensor:
+        """The states that the teacher of this row has."""
+        return next(each for each in self.teachers if each.teaches(row)).states(row)
 
 
 def divergence_losses(

@@ -6,7 +6,8 @@ of scores. `attend` works tile by tile on any device and leaves out the keys tha
 `flex_attention.py` hands the same layout and rules to a CUDA kernel.
 
 Letters in shapes: a pack has S places, of which the first Z are the shared prefix; a tile has L places and sees K keys;
-there are Q query heads and G key heads (G divides Q), each D wide.
+there are Q query heads and G key heads (G divides Q), each D wide. The keys and values of the first places may be
+given, as those of a text that never changes: S places then have keys, and all but the given ones have queries.
 """
 
 import functools
@@ -52,12 +53,13 @@ class Layout:
 
     bounds: list[int]  # as in `Pack`
     positions: Tensor  # position_ids, int64 [S]
+    given: int = 0  # how many of the first places, fewer than Z, have keys and values but no query
     masks: dict = field(default_factory=dict, repr=False)  # this pack's biases and masks, which all layers share
 
     @classmethod
-    def of(cls, pack: Pack, device: torch.device) -> "Layout":
-        """Make the layout of `pack` on `device`."""
-        return cls(pack.bounds, torch.tensor(pack.position_ids, device=device))
+    def of(cls, pack: Pack, device: torch.device, given: int = 0) -> "Layout":
+        """Make the layout of `pack` on `device`, of which the keys and values of the first `given` places are given."""
+        return cls(pack.bounds, torch.tensor(pack.position_ids, device=device), given)
 
     @property
     def num_shared(self) -> int:
@@ -85,6 +87,10 @@ class Layout:
             ends.append(end)
         return [(start, end) for start, end in pairwise([0, *ends]) if end > start]
 
+    def asking(self, tensor: Tensor, start: int, end: int) -> Tensor:
+        """The part `[*, L, D]` of a tile in `tensor` `[*, S - given, D]`, which has no given places."""
+        return tensor[:, max(start - self.given, 0) : end - self.given]
+
     def seen(self, tensor: Tensor, start: int, end: int) -> Tensor:
         """Select from keys or values `[G, S, D]` what a tile sees, the shared prefix and its own: `[G, K, D]`."""
         own = tensor[:, start:end]
@@ -99,8 +105,8 @@ class Layout:
         name = (start, rules.window, rules.slopes is None, dtype)
         if name not in self.masks:
             places = torch.arange(end, device=self.positions.device)
-            queries = places[start:]
-            keys = queries if start == 0 else torch.cat([places[: self.num_shared], queries])
+            queries = places[max(start, self.given) :]
+            keys = places if start == 0 else torch.cat([places[: self.num_shared], queries])
             bias = self._bias(queries, keys, rules).to(dtype)  # [1 or Q, L, K]
             per_group = 1 if len(bias) == heads else heads // groups
             self.masks[name] = bias.repeat(1, per_group, 1).view(-1, heads // groups * len(queries), len(keys))
@@ -124,13 +130,16 @@ class Layout:
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules) -> Tensor:
-    """Compute the attention as it is defined: query `[Q, S, D]`, key and value `[G, S, D]` -> `[S, Q, D]`."""
-    groups, places = query.shape[0] // key.shape[0], torch.arange(query.shape[1], device=query.device)
+    """Compute the attention as it is defined: query `[Q, S, D]`, key and value `[G, S, D]` -> `[S, Q, D]`.
+
+    With given places, query and output have S - given instead of S.
+    """
+    groups, places = query.shape[0] // key.shape[0], torch.arange(key.shape[1], device=query.device)
     key, value = key.repeat_interleave(groups, dim=0), value.repeat_interleave(groups, dim=0)
-    scores = query @ key.transpose(1, 2) * rules.scale  # [Q, S, S]
+    scores = query @ key.transpose(1, 2) * rules.scale  # [Q, S - given, S]
     if rules.softcap is not None:
         scores = rules.softcap * torch.tanh(scores / rules.softcap)
-    probabilities = (scores + layout._bias(places, places, rules)).softmax(-1).to(query.dtype)
+    probabilities = (scores + layout._bias(places[layout.given :], places, rules)).softmax(-1).to(query.dtype)
     return (probabilities @ value).transpose(0, 1)
 
 
@@ -146,10 +155,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rul
     outputs, shape = [], (query.shape[0], key.shape[0])
     for start, end in layout.tiles:
         keys, values = layout.seen(key, start, end), layout.seen(value, start, end)
-        bias = layout.bias(start, end, rules, query.dtype, *shape).view(-1, end - start, keys.shape[1])
+        queries = layout.asking(query, start, end)
+        bias = layout.bias(start, end, rules, query.dtype, *shape).view(-1, queries.shape[1], keys.shape[1])
         mask = bias if len(bias) == len(query) else bias[:1]  # without ALiBi, every head has the same mask
         tile = F.scaled_dot_product_attention(
-            query[None, :, start:end],
+            queries[None],
             keys[None],
             values[None],
             attn_mask=mask[None],
@@ -171,7 +181,8 @@ class _TileByTile(torch.autograd.Function):
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules) -> Tensor:
         output, kept, shape = torch.empty_like(query), [], (query.shape[0], key.shape[0])
         for start, end in layout.tiles:
-            queries, keys = _grouped(query[:, start:end], key), layout.seen(key, start, end)
+            asking = layout.asking(query, start, end)
+            queries, keys = _grouped(asking, key), layout.seen(key, start, end)
             if rules.softcap is None:
                 bias = layout.bias(start, end, rules, query.dtype, *shape)
                 scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=rules.scale)  # [G, Q / G * L, K]
@@ -182,7 +193,8 @@ class _TileByTile(torch.autograd.Function):
                 scores = torch.add(bias, capped, alpha=rules.softcap)
                 kept.append(capped)
             kept.append(scores.softmax(-1).to(query.dtype))
-            output[:, start:end] = torch.bmm(kept[-1], layout.seen(value, start, end)).view_as(query[:, start:end])
+            attended = torch.bmm(kept[-1], layout.seen(value, start, end)).view_as(asking)
+            layout.asking(output, start, end).copy_(attended)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.layout, ctx.rules = layout, rules
         return output.transpose(0, 1)
@@ -197,14 +209,15 @@ class _TileByTile(torch.autograd.Function):
         kept = iter(kept)
         for start, end in layout.tiles:
             capped, probabilities = None if rules.softcap is None else next(kept), next(kept)
-            grad, queries = _grouped(grad_output[:, start:end], key), _grouped(query[:, start:end], key)
+            grad, queries = (_grouped(layout.asking(each, start, end), key) for each in (grad_output, query))
             # the gradient of the scores, through the softmax and then through the cap, whose derivative is 1 - tanh^2
             slopes = torch.bmm(grad, layout.seen(value, start, end).transpose(1, 2))  # [G, Q / G * L, K]
             slopes = torch._softmax_backward_data(slopes, probabilities, -1, probabilities.dtype)
             if capped is not None:
                 slopes = (slopes * (1 - capped.square())).to(query.dtype)
             of_queries = torch.bmm(slopes, layout.seen(key, start, end))
-            torch.mul(of_queries.view_as(query[:, start:end]), rules.scale, out=grad_query[:, start:end])
+            mine = layout.asking(grad_query, start, end)
+            torch.mul(of_queries.view_as(mine), rules.scale, out=mine)
             of_keys = torch.bmm(slopes.transpose(1, 2), queries).mul_(rules.scale)  # [G, K, D]
             of_values = torch.bmm(probabilities.transpose(1, 2), grad)
             for whole, part, total in ((grad_key, of_keys, shared[0]), (grad_value, of_values, shared[1])):

@@ -5,6 +5,7 @@ passed in, and in what it leaves out: the first layer computes no gradient for t
 output only at the places that predict a label, and GELU keeps its derivative for the backward pass, not its input.
 """
 
+import functools
 from typing import Any, TypeGuard
 
 import torch
@@ -29,7 +30,7 @@ def hidden_states(model: BloomForCausalLM, parts: list[Tensor], places: Tensor, 
     Args:
         parts: the sequence, cut into `[*, H]` in the base's dtype, so that a part is trained as a whole or not at all.
         places: indices into the sequence, int64 `[N]`.
-        attend: a function from query, key and value `[Q, S, D]` and the `Rules` to `[S, Q, D]`.
+        attend: a function from a layer's number, query, key and value `[Q, S, D]` and the `Rules` to `[S, Q, D]`.
         recompute: keep only the layers' inputs and compute the rest again in the backward pass.
     """
     base = model.transformer
@@ -40,7 +41,7 @@ def hidden_states(model: BloomForCausalLM, parts: list[Tensor], places: Tensor, 
     for depth, layer in enumerate(base.h):
         # no token's embedding is trained, so in the first layer autograd can skip the projections of all but the prompt
         inputs = parts if depth == 0 else [hidden]
-        arguments = (layer, hidden, inputs, attend, rules, places if depth == last else None)
+        arguments = (layer, hidden, inputs, functools.partial(attend, depth), rules, places if depth == last else None)
         hidden = checkpoint(layer_output, *arguments, use_reentrant=False) if recompute else layer_output(*arguments)
     return base.ln_f(hidden)
 

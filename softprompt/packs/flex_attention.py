@@ -18,7 +18,7 @@ TOLERANCE = 2e-2
 
 
 def flex_attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules) -> Tensor:
-    """Compute what `plain_attention` computes: query `[Q, S, D]`, key and value `[G, S, D]` -> `[S, Q, D]`."""
+    """Compute what `plain_attention` computes, with its shapes."""
     kernel = _compiled() if query.is_cuda else flex_attention
     settings = {"score_mod": score_function(layout, rules), "block_mask": block_mask(layout, rules)}
     output = kernel(query[None], key[None], value[None], scale=rules.scale, enable_gqa=True, **settings)
@@ -29,14 +29,15 @@ def block_mask(layout: Layout, rules: Rules) -> BlockMask:
     """The mask of a pack, which says which places see each other; made once for all layers with the same window."""
     name = ("block mask", rules.window)
     if name not in layout.masks:
-        rows, positions, window = layout.rows, layout.positions, rules.window
+        rows, positions, window, given = layout.rows, layout.positions, rules.window, layout.given
 
         def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            query = query + given
             seen = (query >= key) & ((rows[key] == 0) | (rows[key] == rows[query]))
             return seen if window is None else seen & (positions[query] - positions[key] < window)
 
         places = len(positions)
-        layout.masks[name] = create_block_mask(visible, None, None, places, places, device=positions.device)
+        layout.masks[name] = create_block_mask(visible, None, None, places - given, places, device=positions.device)
     return layout.masks[name]
 
 
@@ -45,20 +46,22 @@ def score_function(layout: Layout, rules: Rules):
 
     ALiBi counts from the query, as `Layout._bias` in `attention.py` explains.
     """
-    positions, slopes, softcap = layout.positions, rules.slopes, rules.softcap
+    positions, slopes, softcap, given = layout.positions, rules.slopes, rules.softcap, layout.given
 
     def score(product: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         if softcap is not None:
             product = softcap * torch.tanh(product / softcap)
         if slopes is not None:
-            product = product - slopes[head] * (positions[query] - positions[key])
+            product = product - slopes[head] * (positions[query + given] - positions[key])
         return product
 
     return score
 
 
 @functools.cache
-def problem(device: torch.device, dtype: torch.dtype, heads: int, groups: int, width: int) -> str | None:
+def problem(
+    device: torch.device, dtype: torch.dtype, heads: int, groups: int, width: int, given: int = 0
+) -> str | None:
     """The reason why FlexAttention cannot be used for such heads on this device, or None if it can.
 
     A pack of three rows is run forward and backward and compared with `plain_attention`. An exception of the kernel and
@@ -68,13 +71,14 @@ def problem(device: torch.device, dtype: torch.dtype, heads: int, groups: int, w
         heads: the number of query heads.
         groups: the number of key heads.
         width: the width of a head.
+        given: how many places have no query, fewer than 5.
     """
     bounds = [5, 40, 41, 150]
     positions = [*range(5), *range(5, 40), 5, *range(5, 114)]
-    layout = Layout(bounds, torch.tensor(positions, device=device))
+    layout = Layout(bounds, torch.tensor(positions, device=device), given)
     rules = Rules(width**-0.5, slopes=torch.linspace(0.1, 0.5, heads, device=device))
     generator = torch.Generator().manual_seed(0)
-    shapes = [(count, bounds[-1], width) for count in (heads, groups, groups)]
+    shapes = [(heads, bounds[-1] - given, width), *[(groups, bounds[-1], width)] * 2]
     parts = [torch.randn(s, generator=generator).to(device, dtype).requires_grad_() for s in shapes]
     try:
         ours, plain = ([o, *torch.autograd.grad(o.float().sum(), parts)] for o in _both_ways(parts, layout, rules))

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from softprompt.config.commands import TrainConfig
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import Score, base_and_front, pass_losses, row_scores
-from softprompt.engine.teacher import Teacher, divergence_losses, divergence_scores
+from softprompt.engine.teacher import Teacher, Teachers, divergence_losses, divergence_scores
 from softprompt.tokens.encoding import EncodedRow
 
 Model = SoftPromptModel | PreTrainedModel
@@ -63,7 +63,7 @@ class Divergence(Objective):
     def __init__(
         self,
         config: TrainConfig,
-        teacher: Teacher,
+        teacher: Teacher | Teachers,
         facts: dict[str, Any],
         text_ids: Sequence[int],
         *,

@@ -45,7 +45,7 @@ IN_MEMORY = ""  # stands for the name of data that was given as rows in memory
 DATA = ("data", "eval_data", "test_data")
 # options of how the rows are read and drawn, which `load_splits` takes by these names
 HOW_TO_READ = ("eval_fraction", "seed", "columns", "data_config", "data_split", "max_train_rows")
-PATHS = (*DATA, "init_from", "template", "distill_text")  # options that name input files
+PATHS = (*DATA, "init_from", "template", "distill_text", "distill_replay")  # options that name input files
 BASE = ("base", "base_revision", "base_sha256")  # the keys of the prompt file's metadata that name the base
 LENGTHS = ("max_steps", "num_train_epochs")  # options that determine the number of steps
 
@@ -121,7 +121,11 @@ def prepare_run(
 
 
 def prepare_lanes(
-    configs: Sequence[TrainConfig], base: Base, rows: EncodedSplits, reports: Sequence[Report]
+    configs: Sequence[TrainConfig],
+    base: Base,
+    rows: EncodedSplits,
+    reports: Sequence[Report],
+    objective: Objective | None = None,
 ) -> list[Trainer]:
     """Assemble runs that take their steps together, for `run_lanes`; all or none of them have `resume`.
 
@@ -131,7 +135,8 @@ def prepare_lanes(
     Raises:
         UserError: as `prepare_run`.
     """
-    lanes = [_assemble(config, base, rows, report) for config, report in zip(configs, reports, strict=True)]
+    pairs = zip(configs, reports, strict=True)
+    lanes = [_assemble(config, base, rows, report, objective) for config, report in pairs]
     if any(config.resume for config in configs):
         _restore_last(lanes)
     return lanes

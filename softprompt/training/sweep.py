@@ -21,7 +21,7 @@ from softprompt.base.loading import Base
 from softprompt.config.commands import SweepConfig, TrainConfig
 from softprompt.config.options import decisive
 from softprompt.engine.model import SoftPromptModel
-from softprompt.engine.passes import Score, row_scores, tokens_that_fit, total_score
+from softprompt.engine.passes import Score, tokens_that_fit, total_score
 from softprompt.errors import Diverged, UserError
 from softprompt.packs.families import can_pack
 from softprompt.prompt.embedding import SoftPromptEmbedding, rms
@@ -33,6 +33,7 @@ from softprompt.tokens.encoded_splits import EncodedSplits
 from softprompt.tokens.row_hashes import rows_sha256
 from softprompt.training.checkpoint import checkpoints, remove_checkpoint
 from softprompt.training.lanes import run_lanes
+from softprompt.training.objective import Objective
 from softprompt.training.recipe import require_same_options
 from softprompt.training.report import Report
 from softprompt.training.run import prepare_lanes
@@ -44,7 +45,9 @@ LAST_ROUND = 3  # most trials of the last round; with fewer there is little left
 SHARED = (
     "model", "data", "eval_data", "eval_fraction", "test_data", "columns", "data_config", "data_split",
     "max_train_rows", "init_text", "max_length", "precision", "seed", "template", "system", "last_turn_only",
-    "placement", "per_device_train_batch_size", "gradient_accumulation_steps", "device",
+    "placement", "per_device_train_batch_size", "gradient_accumulation_steps", "device", "distill_text",
+    "distill_from_data", "distill_answers", "distill_new_tokens", "distill_questions", "distill_context",
+    "distill_replay", "distill_temperature", "distill_ce",
 )  # fmt: skip
 
 
@@ -119,13 +122,24 @@ def plan_rounds(num_trials: int, max_steps: int) -> list[tuple[int, int]]:
 class Search:
     """One search on one loaded base."""
 
-    def __init__(self, config: SweepConfig, base: Base, rows: EncodedSplits, report: SweepReport | None = None) -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        base: Base,
+        rows: EncodedSplits,
+        report: SweepReport | None = None,
+        objective: Objective | None = None,
+    ) -> None:
         """Write the recipe into the sweep's folder; with `resume`, first compare it with the one that is there.
+
+        Args:
+            objective: what the steps of all trials minimise; None is the cross-entropy.
 
         Raises:
             UserError: the sweep to resume has another recipe or prompt file, or its recipe is damaged.
         """
         self.config, self.base, self.rows, self.report = config, base, rows, report or SweepReport()
+        self.objective = objective
         self.replaces: FileId | None = None  # the file that the prompt may replace at the end
         self.written = Path(config.prompt_file)  # where the prompt is, once it is written
         self.folder, recipe_file = config.sweep_folder, config.sweep_folder / RECIPE_NAME
@@ -177,6 +191,7 @@ class Search:
             "options": decisive(self.config),
             "base_sha256": self.base.fingerprint.sha256,
             "data_sha256": rows,
+            "teacher": self.objective.facts if self.objective else {},
             "prompt_file": prompt_file,
             "template_date": self.rows.encoder.template.date,
             "max_tokens_per_pass": self.max_tokens,
@@ -219,7 +234,7 @@ class Search:
                 self._prompt_file(trial, steps).unlink(missing_ok=True)
             configs = [self._config_of(trial, steps) for trial in group]
             reports = [TrialReport(self.report) for _ in group]
-            outcomes = run_lanes(prepare_lanes(configs, self.base, self.rows_to_choose, reports))
+            outcomes = run_lanes(prepare_lanes(configs, self.base, self.rows_to_choose, reports, self.objective))
             for trial, outcome in zip(group, outcomes, strict=True):
                 if isinstance(outcome, Diverged):
                     self._prompt_file(trial, steps).unlink(missing_ok=True)  # that of a run that did not end
@@ -258,7 +273,8 @@ class Search:
             init_text=self.config.init_text,
             seed=self.config.seed,
         )
-        return initial_prompt(config, self.base, self.rows.train_rows)
+        text_ids = self.objective.text_ids if self.objective else ()
+        return initial_prompt(config, self.base, self.rows.train_rows, text_ids)
 
     def _forget_trials(self) -> None:
         """Delete an earlier sweep's files of the trials that are planned; a later `resume` would take them for ours."""
@@ -283,7 +299,8 @@ class Search:
             return None
         prompt, encoder = SoftPromptEmbedding.from_tensor(load_prompt(file).weight), self.rows.encoder
         model = SoftPromptModel(self.base.model, prompt, encoder.before_ids, encoder.after_ids)
-        return total_score(row_scores(model, self.rows.test_rows, pad_token_id=self.base.pad_token_id))
+        objective = self.objective or Objective(TrainConfig(), pad_token_id=self.base.pad_token_id)
+        return total_score(objective.scores(model, self.rows.test_rows))
 
     def _options(self, best: TrialResult) -> dict[str, Any]:
         """Return the options of a training run that gives the same prompt, leaving out defaults."""
@@ -301,9 +318,10 @@ def _require_same_recipe(before: dict[str, Any], now: dict[str, Any]) -> None:
     messages = {
         "base_sha256": "`model`: these are not the weights that this sweep started with",
         "data_sha256": "`data`: these are not the rows that this sweep started with",
+        "teacher": "`distill_text`: this sweep learns from another text",
         "prompt_file": f"`prompt_file`: seen from its folder, this sweep writes {before.get('prompt_file')}"
         f" and not {now['prompt_file']}",
     }
     for name, message in messages.items():
-        if before.get(name) != now[name]:
+        if before.get(name, {}) != now[name]:  # a sweep of an earlier version had no teacher
             raise UserError(f"`resume`: {message}; give the same, or start anew with `overwrite`")

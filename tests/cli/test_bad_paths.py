@@ -26,7 +26,7 @@ NAMES = {
     "below a file": "rows.jsonl/x",
 }
 INPUTS = {
-    "train": ("data", "eval_data", "test_data", "model", "init_from", "distill_text"),
+    "train": ("data", "eval_data", "test_data", "model", "init_from", "distill_text", "distill_replay"),
     "sweep": ("data", "model"),
     "generate": ("prompt_file", "model", "instructions"),
     "chat": ("prompt_file", "model"),
@@ -70,6 +70,8 @@ def run(capfd, work, model_folder):
             options |= {"instructions": "rows.jsonl", "output_file": "answers.jsonl", "max_new_tokens": 1}
         elif command == "generate":
             options |= {"instruction": "x"}
+        if option == "distill_replay":
+            options |= {"distill_text": "rows.jsonl"}
         if command == "evaluate":
             options |= {"data": "rows.jsonl", "eval_generate": 0}
         if command == "export":

@@ -44,7 +44,7 @@ OPTIONS = {
         "how rows are written": "template system last-turn-only placement",
         "distillation": """
             distill-text distill-from-data distill-answers distill-new-tokens distill-questions distill-context
-            distill-temperature distill-ce
+            distill-replay distill-temperature distill-ce
         """,
         "start of the prompt": "virtual-tokens init init-text init-from allow-other-base",
         "steps": """
@@ -98,6 +98,10 @@ OPTIONS = {
             per-device-train-batch-size gradient-accumulation-steps seed
         """,
         "how rows are written": "template system last-turn-only placement",
+        "distillation": """
+            distill-text distill-from-data distill-answers distill-new-tokens distill-questions distill-context
+            distill-replay distill-temperature distill-ce
+        """,
         "output": "prompt-file resume overwrite",
         "search": "sweep-dir virtual-tokens relative-rates init init-text max-trials max-steps",
     },

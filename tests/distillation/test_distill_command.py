@@ -54,6 +54,7 @@ def test_a_run_keeps_the_answers_and_tells_what_the_prompt_is_worth(distil, rule
     assert {each["messages"][0]["content"] for each in kept} == {row["instruction"] for row in ROWS}
     assert all(each["messages"][-1]["role"] == "assistant" for each in kept)
     assert "share of the gap closed: " in result.out and "forgotten: KL to the bare base" in result.out
+    assert "kept the prompt of step 6" in result.out and "perplexity" not in result.out  # a divergence has none
     users, trained = (
         float(re.search(rf"{name} +([\d.e-]+) ", result.out)[1]) for name in ("its users run it", "distilled prompt")
     )

@@ -141,6 +141,33 @@ def test_states_are_computed_once_and_the_same_in_any_order(monkeypatch):
     assert first.bytes_of_all == sum(states.nbytes for states in forwards.values())
 
 
+@pytest.mark.parametrize("family", ["llama", "bloom", "gemma2"])
+def test_the_text_goes_through_the_base_once_in_a_run(family, monkeypatch):
+    monkeypatch.setattr("softprompt.engine.teacher.TOKENS_PER_PASS", 30)
+    base, rows, counts = make_family(family), make_rows(), []
+    layer = next(each for each in base.modules() if each.__class__.__name__.endswith(("DecoderLayer", "Block")))
+    (layer.self_attn.q_proj if family != "bloom" else layer.self_attention.query_key_value).register_forward_hook(
+        lambda module, inputs, output: counts.append(output.numel() // output.shape[-1])
+    )
+    teacher = Teacher(base, FRONT, rows)
+    for row in rows:
+        teacher.states(row)
+    assert teacher.passes_run > 1 and len(counts) == teacher.passes_run + 1
+    assert sum(counts) == teacher.positions_of_all and counts[0] == len(FRONT) - 1
+    # every pass has one position of the front, and no more of a row than its ids
+    assert sum(counts[1:]) <= teacher.passes_run + sum(len(row.input_ids) for row in rows)
+
+
+@pytest.mark.parametrize("front", [Front([7]), FRONT], ids=["one id", "many"])
+def test_a_front_predicts_the_first_token_of_a_row(front):
+    base = make_family("llama", torch.float64)
+    row = EncodedRow([30, 31, 32], [30, 31, 32])
+    teacher = Teacher(base, front, [row, EncodedRow([40, 41], [-100, 41])])
+    ids = torch.tensor([[*front.before, *row.input_ids]])
+    hidden = base.base_model(ids).last_hidden_state[0, len(front) - 1 : -1]
+    assert (teacher.states(row) - hidden).abs().max() < 1e-10
+
+
 def test_states_that_do_not_fit_are_computed_again_to_the_same_bits(monkeypatch):
     monkeypatch.setattr("softprompt.engine.teacher.TOKENS_PER_PASS", 30)
     base, rows = make_family("llama"), make_rows()

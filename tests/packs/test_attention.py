@@ -87,6 +87,38 @@ def test_long_rows_that_keep_no_scores_are_the_same(bounds, name, monkeypatch):
         assert (ours - plain).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("bounds", [each for each in BOUNDS if each[0] > 1], ids=str)
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("given", [1, -1], ids=["one given", "all but one given"])
+@pytest.mark.parametrize("function", [plain_attention, attend])
+def test_given_keys_and_values_are_seen_and_ask_nothing(bounds, name, given, function):
+    """The other places get what they get from a whole pack, and so do the gradients that come from them."""
+    given %= bounds[0]
+    query, key, value = heads = random_heads(bounds)
+    whole = definition(*heads, layout_of(bounds), RULES[name])[given:]
+    weights = torch.randn(whole.shape, generator=torch.Generator().manual_seed(4), dtype=whole.dtype)
+    wanted = [whole, *torch.autograd.grad((whole * weights).sum(), heads)]
+    layout = Layout(bounds, layout_of(bounds).positions, given)
+    asking = query[:, given:].detach().requires_grad_()
+    ours = function(asking, key, value, layout, RULES[name])
+    got = [ours, *torch.autograd.grad((ours * weights).sum(), [asking, key, value])]
+    assert wanted[1][:, :given].abs().max() == 0
+    wanted[1] = wanted[1][:, given:]
+    for one, other in zip(got, wanted, strict=True):
+        assert one.shape == other.shape and (one - other).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["plain", "alibi", "window"])
+def test_long_rows_behind_given_places_are_the_same(name, monkeypatch):
+    bounds, rules, (query, key, value) = [9, 20, 40], RULES[name], random_heads([9, 20, 40])
+    layout = Layout(bounds, layout_of(bounds).positions, 8)
+    expected = gradients(plain_attention, [query[:, 8:].detach().requires_grad_(), key, value], layout, rules)
+    monkeypatch.setattr(attention, "MAX_KEPT_SCORES", 0)
+    got = gradients(attend, [query[:, 8:].detach().requires_grad_(), key, value], layout, rules)
+    for ours, plain in zip(got, expected, strict=True):
+        assert (ours - plain).abs().max() < 1e-12
+
+
 def test_a_wrong_layout_is_seen():
     """The comparison would notice traffic between rows: two rows taken for one differ by far more than rounding."""
     heads = random_heads([4, 9, 14])
@@ -118,11 +150,20 @@ def test_flex_attention_on_the_cpu_is_the_definition(bounds, name):
     assert (ours - plain).abs().max() < 1e-5  # fp32
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_flex_attention_takes_given_places(name):
+    bounds = [4, 9, 10, 17]
+    query, key, value = (h.detach() for h in random_heads(bounds, dtype=torch.float32))
+    layout = Layout(bounds, layout_of(bounds).positions, 3)
+    ours, plain = (way(query[:, 3:], key, value, layout, RULES[name]) for way in (flex_attend, plain_attention))
+    assert (ours - plain).abs().max() < 1e-5  # fp32
+
+
 def test_a_kernel_that_fails_or_is_wrong_is_not_used(monkeypatch):
     device = (torch.device("cpu"), torch.float32, 4, 2, 16)
     assert problem.__wrapped__(*device) is not None  # no backward pass on the CPU
     monkeypatch.setattr("softprompt.packs.flex_attention.flex_attend", plain_attention)
-    assert problem.__wrapped__(*device) is None
+    assert problem.__wrapped__(*device) is problem.__wrapped__(*device, 1) is None
     monkeypatch.setattr("softprompt.packs.flex_attention.flex_attend", lambda *a: plain_attention(*a) * 1.1)
     assert "differ by" in problem.__wrapped__(*device)
 
