@@ -1,4 +1,4 @@
-"""Both sides of `benchmarks/speed/distill.py` compute the same loss and the same gradient of the prompt."""
+"""Both sides of `benchmarks/speed/distill_steps.py` compute the same loss and the same gradient of the prompt."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "speed"))
 
-import distill  # noqa: E402
+import distill_steps as distill  # noqa: E402
 from shapes import SHAPES  # noqa: E402
 
 from softprompt.tokens.encoding import EncodedRow  # noqa: E402
