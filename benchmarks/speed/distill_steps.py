@@ -1,6 +1,7 @@
 """A step of distilling a text, against two passes over PEFT-style padded batches with the text recomputed.
 
-usage: python benchmarks/speed/distill_steps.py [--model FOLDER | --shape llama-135m] [--text-tokens 150 600] [--json OUT]
+usage: python benchmarks/speed/distill_steps.py [--model FOLDER | --shape llama-135m] [--text-tokens 150 600]
+           [--json OUT]
 
 Both sides distil the same random text into the same virtual tokens from the same rows, 8 to a step, in one process and
 in turns; their losses before the first step are compared. The padded side runs the base behind the text without
