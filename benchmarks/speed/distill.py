@@ -86,7 +86,7 @@ class Ours:
         """Add the gradient of the mean loss of a step, and return that loss."""
         supervised, total = sum(row.num_supervised for row in members), 0.0
         for loss in self.objective.losses(self.model, members, max_tokens=self.max_tokens):
-            self.optimizer.backward(loss / supervised)
+            (loss / supervised).backward()
             total += loss.item()
         return total / supervised
 
