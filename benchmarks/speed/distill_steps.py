@@ -87,7 +87,7 @@ class Ours:
         """Add the gradient of the mean loss of a step, and return that loss."""
         supervised, total = sum(row.num_supervised for row in members), 0.0
         for loss in self.objective.losses(self.model, members, max_tokens=self.max_tokens):
-            self.optimizer.backward(loss / supervised)
+            (loss / supervised).backward()
             total += loss.item()
         return total / supervised
 
@@ -184,12 +184,12 @@ def make_task(options: argparse.Namespace, text_tokens: int) -> Task:
     """The base, a random text, and the first rows of a generated set."""
     rows, all_rows = choose_rows(None, options.rows)
     if options.model:
-        folder, tokenizer = Path(options.model), AutoTokenizer.from_pretrained(options.model)
+        folder, tokenizer = Path(options.model), AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     else:
         config = SHAPES[options.shape]
         folder = make_checkpoint(options.shape, config, options.precision, all_rows, options.cache)
         tokenizer = make_tokenizer(all_rows, config.vocab_size)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[options.precision])
+    base = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=DTYPES[options.precision])
     base.requires_grad_(False).eval().to(options.device)
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(100, min(len(tokenizer), base.config.vocab_size), (text_tokens,), generator=generator).tolist()
