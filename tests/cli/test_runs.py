@@ -136,7 +136,8 @@ sys.exit(run(lambda: main({[str(word) for word in words]!r}), prog='train.py'))"
 @pytest.mark.parametrize(("ignored", "status"), [(False, 129), (True, 0)])
 def test_a_hangup_saves_unless_it_is_ignored(words, work, ignored, status):
     ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)} if ignored else {}
-    longer = [*words, "--max-steps", 200, "--logging-steps", 1]
+    # where it is to be stopped, it must not end before the signal comes, however busy the machine is
+    longer = [*words, "--max-steps", 200 if ignored else 100_000, "--logging-steps", 1]
     process = start_command("train", *longer, cwd=work, **ignore)
     for line in process.stdout:
         if line.startswith("step "):

@@ -172,7 +172,7 @@ def test_answers_beside_references_leave_room_for_the_whole_front(tokenizer, mon
     model.base_model.config.n_positions = 21 + 4 + 3  # of the row, 4 tokens are the question
     asked = []
     monkeypatch.setattr(
-        "softprompt.answering.batch.greedy_answers",
+        "softprompt.answering.greedy.greedy_answers",
         lambda *_, max_new_tokens, **__: asked.append(max_new_tokens) or [""],
     )
     answers_beside_references(model, Encoder(tokenizer), rows, batch_size=1)
