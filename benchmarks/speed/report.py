@@ -52,7 +52,7 @@ TRAINING = {
     "keys": ("precision", "P", "side"),
     "figures": ("s/step, mean", "time ÷ softprompt's", "peak GB", "FLOP utilisation"),
 }
-SHORT = ("--precision", "bf16", "--rows", "24", "--trial-rows", "16", "--rounds", "2")
+SHORT = ("--precision", "bf16", "--rows", "16", "--trial-rows", "8", "--rounds", "2")
 SIDES = ("--sides", "softprompt", "tutorial", "best")
 KINDS = {
     "training": Kind(
