@@ -51,9 +51,10 @@ def test_every_version_has_a_reason():
 
 def test_the_extras_are_those_of_the_development_file():
     extras = PROJECT["project"]["optional-dependencies"]
-    named = {Requirement(text).name for text in extras["dev"] + extras["plot"]} - {"softprompt"}
+    every = [text for each in ("dev", "plot", "serve") for text in extras[each]]
+    named = {Requirement(text).name for text in every} - {"softprompt"}
     assert named == set(pins("requirements-dev.txt"))
-    for text in extras["dev"] + extras["plot"]:
+    for text in every:
         requirement = Requirement(text)
         if requirement.name != "softprompt":
             assert requirement.specifier.contains(pins("requirements-dev.txt")[requirement.name])

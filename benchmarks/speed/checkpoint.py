@@ -60,9 +60,9 @@ def saved(trainer: Trainer, after: int, steps: int) -> tuple[float, float, int]:
     trainer.step = after
     clocks, save = [], trainer.save
 
-    def timed(folder: Path) -> None:
+    def timed() -> None:
         start = time.perf_counter(), time.process_time()
-        save(folder)
+        save()
         clocks.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         if len(clocks) == steps:
             trainer.stop_signal = 15

@@ -29,8 +29,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from softprompt.config.commands import TrainConfig
-from softprompt.engine.decoding import front_cache
 from softprompt.engine.front import Front
+from softprompt.engine.fronts import front_cache
 from softprompt.engine.model import SoftPromptModel
 from softprompt.engine.passes import tokens_that_fit
 from softprompt.engine.teacher import Teacher
