@@ -56,8 +56,13 @@ SHORT = ("--precision", "bf16", "--rows", "16", "--trial-rows", "8", "--rounds",
 SIDES = ("--sides", "softprompt", "tutorial", "best")
 KINDS = {
     "training": Kind(
-        "Training, bloom-389m-zh in bf16",
-        ("compare_peft.py", *SHORT, "--virtual-tokens", "12", "100", *SIDES),
+        "Training, bloom-389m-zh in bf16, 12 virtual tokens",
+        ("compare_peft.py", *SHORT, "--virtual-tokens", "12", *SIDES),
+        **TRAINING,
+    ),
+    "training-100": Kind(
+        "Training, bloom-389m-zh in bf16, 100 virtual tokens",
+        ("compare_peft.py", *SHORT, "--virtual-tokens", "100", *SIDES),
         **TRAINING,
     ),
     "training-llama": Kind(
