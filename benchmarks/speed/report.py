@@ -173,10 +173,10 @@ def section(kind: Kind, name: str, machines: Mapping[str, Mapping[str, Any]]) ->
 def provenance(found: Mapping[str, Any]) -> str:
     """Where, when and with what a measurement was made."""
     versions = ", ".join(f"{name} {version.split('+')[0]}" for name, version in found["versions"].items())
-    return (
-        f"{found['cpu']}; {found['date']}, commit {found['commit'][:7]}; {versions}; load of the machine"
-        f" {found['load'][0]} before and {found['load'][1]} after {found['minutes']} minutes"
-    )
+    before, after = found["load"]
+    busy = f"load of the machine {before} before" + ("" if after is None else f" and {after} after")
+    where = f"{found['cpu']}; {found['date']}, commit {found['commit'][:7]}; {versions}"
+    return f"{where}; {busy}, {found['minutes']} minutes"
 
 
 def parsed(output: str) -> list[dict[str, str]]:
