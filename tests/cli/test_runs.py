@@ -135,10 +135,14 @@ sys.exit(run(lambda: main({[str(word) for word in words]!r}), prog='train.py'))"
 
 @pytest.mark.parametrize(("ignored", "status"), [(False, 129), (True, 0)])
 def test_a_hangup_saves_unless_it_is_ignored(words, work, ignored, status):
-    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)} if ignored else {}
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL  # whatever the tests themselves were started under
+
+    def set_handler():
+        signal.signal(signal.SIGHUP, handler)
+
     # where it is to be stopped, it must not end before the signal comes, however busy the machine is
     longer = [*words, "--max-steps", 200 if ignored else 100_000, "--logging-steps", 1]
-    process = start_command("train", *longer, cwd=work, **ignore)
+    process = start_command("train", *longer, cwd=work, preexec_fn=set_handler)
     for line in process.stdout:
         if line.startswith("step "):
             process.send_signal(signal.SIGHUP)
