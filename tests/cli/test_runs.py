@@ -147,7 +147,10 @@ def test_a_hangup_saves_unless_it_is_ignored(words, work, ignored, status):
         if line.startswith("step "):
             process.send_signal(signal.SIGHUP)
             break
-    _, err = process.communicate(timeout=120)
+    try:
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == status and ("SIGHUP: saved at step" in err) == (not ignored)
 
 
