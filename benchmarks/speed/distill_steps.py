@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import home
 import torch
 import torch.nn.functional as F
 from peft import PromptTuningConfig, TaskType, get_peft_model
