@@ -5,7 +5,7 @@ Every result is what the base computes when each row runs alone behind the front
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -20,6 +20,7 @@ from softprompt.packs.attention import Layout, Rules, attend
 from softprompt.packs.batches import Pack
 from softprompt.packs.families import own_attention, recomputed_layers
 from softprompt.packs.lanes import LaneLayout, attend_lanes
+from softprompt.packs.light_modules import light_modules
 
 # from a layer's number, query `[Q, S, D]`, key and value `[G, S, D]` and the rules to `[S, Q, D]`
 Attention = Callable[[int, Tensor, Tensor, Tensor, Rules], Tensor]
@@ -129,10 +130,18 @@ def _run(
 
     embeds = torch.cat(parts)[None]  # [1, S, H]
     settings = {"position_ids": positions[None], "use_cache": False, "attend": attend_row}
-    recomputed = recomputed_layers(base_model, own_attention) if recompute else contextlib.nullcontext()
-    with recomputed, own_attention(base_model):
+    recomputed = recomputed_layers(base_model, _own_modules) if recompute else contextlib.nullcontext()
+    with recomputed, _own_modules(base_model):
         hidden = base_model.base_model(inputs_embeds=embeds, **settings).last_hidden_state
     return hidden[0, places]
+
+
+@contextlib.contextmanager
+def _own_modules(base_model: PreTrainedModel) -> Iterator[None]:
+    """Within this context the base's layers attend as they are told, and keep less where a gradient is wanted."""
+    light = light_modules(base_model) if torch.is_grad_enabled() else contextlib.nullcontext()
+    with light, own_attention(base_model):
+        yield
 
 
 def _attend_lanes(lanes: LaneLayout, layer: int, query: Tensor, key: Tensor, value: Tensor, rules: Rules) -> Tensor:
