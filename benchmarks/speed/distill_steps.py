@@ -71,7 +71,7 @@ class Ours:
         self.task, self.ordinary = task, ordinary
         self.model = SoftPromptModel(task.base, task.prompt())
         self.optimizer = PromptOptimizer(self.model.soft_prompt.weight, TrainConfig(), scale_loss=False)
-        self.max_tokens = tokens_that_fit(task.base)
+        self.max_tokens = tokens_that_fit(task.base, task.virtual_tokens)
         self.begin()
 
     def begin(self) -> None:

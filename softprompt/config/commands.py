@@ -220,7 +220,7 @@ class StepOptions(Group):
         None, "clip the prompt's gradient to this norm; 0: no clipping (default: 0.03 over the prompt's RMS)"
     )
     max_tokens_per_pass: str = option(
-        "auto", "a step's rows are packed into forward passes of at most this many tokens; auto: what memory allows"
+        "auto", "a step's rows are packed into forward passes of at most this many tokens; auto: what is fast and fits"
     )
     gradient_checkpointing: bool = option(False, "recompute layers in the backward pass: less memory, slower")
 

@@ -17,6 +17,7 @@ from softprompt.engine.front import Front
 from softprompt.engine.loss import summed_cross_entropy
 from softprompt.engine.model import SoftPromptModel
 from softprompt.packs.batches import Pack, cut_passes, pack_rows, pad_rows
+from softprompt.packs.cpu_kernels import multiplies_with_amx
 from softprompt.packs.families import can_pack, recomputed_layers
 from softprompt.tokens.encoding import IGNORE_INDEX, EncodedRow
 
@@ -25,6 +26,9 @@ KEPT_PER_LAYER = 32
 # beyond these, longer passes multiply no faster and only cost memory
 MOST_TOKENS = {"cpu": 4096, "cuda": 32768}
 FEWEST_TOKENS = 256
+# Without AMX, a CPU multiplies passes of this many tokens as fast as longer ones, as long as computing the front again
+# in each of them is a small part of it; so they are not longer, unless what they keep is little anyway.
+SHORT_PASS, FRONTS_PER_PASS, LITTLE_KEPT = 512, 16, 1 << 29
 # Lanes share passes of this many tokens: longer ones save few calls more, and what they compute leaves the CPU's cache.
 LANE_TOKENS = {"cpu": 1024, "cuda": 32768}
 # limits of a pass that only scores; fixed numbers, so that the figures do not depend on the training options
@@ -190,13 +194,16 @@ def base_and_front(model: SoftPromptModel | PreTrainedModel) -> tuple[PreTrained
     return (model.base_model, model.front) if isinstance(model, SoftPromptModel) else (model, Front())
 
 
-def tokens_that_fit(base_model: PreTrainedModel) -> int:
-    """Most tokens of a training pass whose activations take at most half of the memory that is free now."""
+def tokens_that_fit(base_model: PreTrainedModel, front_length: int) -> int:
+    """Most tokens of a training pass: as many as are fast, and keep at most half of the memory that is free now."""
     config, device = base_model.config.get_text_config(), base_model.device
     number = embedding_weight(base_model.get_input_embeddings()).element_size()
     per_token = config.num_hidden_layers * config.hidden_size * KEPT_PER_LAYER * number
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    return min(max(free // 2 // per_token, FEWEST_TOKENS), MOST_TOKENS[device.type])
+    most = MOST_TOKENS[device.type]
+    if device.type == "cpu" and not multiplies_with_amx(base_model.dtype):
+        most = min(most, max(SHORT_PASS, FRONTS_PER_PASS * front_length, LITTLE_KEPT // per_token))
+    return min(max(free // 2 // per_token, FEWEST_TOKENS), most)
 
 
 def free_memory() -> int:

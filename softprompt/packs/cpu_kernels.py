@@ -47,6 +47,11 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     return few and x.device.type == "cpu" and x.dtype == weight.dtype == torch.bfloat16 and cpu_uses_amx()
 
 
+def multiplies_with_amx(dtype: torch.dtype) -> bool:
+    """Whether products of this dtype run on a CPU's matrix units."""
+    return dtype == torch.bfloat16 and cpu_uses_amx()
+
+
 @functools.cache
 def cpu_uses_amx() -> bool:
     """Whether oneDNN multiplies bf16 matrices with AMX: the CPU has it, and no environment variable forbids it.

@@ -147,8 +147,8 @@ class Search:
         if config.resume and recipe_file.exists():
             before = read_json(recipe_file, f"`resume`: {recipe_file} cannot be read; start anew with `overwrite`")
         # which lanes share a pass depends on it, so a search keeps what fitted into the memory when it started
-        kept = before.get("max_tokens_per_pass")
-        self.max_tokens = kept if isinstance(kept, int) and kept > 0 else tokens_that_fit(base.model)
+        kept, longest = before.get("max_tokens_per_pass"), max(config.virtual_tokens)
+        self.max_tokens = kept if isinstance(kept, int) and kept > 0 else tokens_that_fit(base.model, longest)
         recipe = decode_json(json.dumps(self._recipe()))
         if before:
             _require_same_recipe(before, recipe)

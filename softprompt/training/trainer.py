@@ -75,7 +75,7 @@ class Trainer:
         if config.gradient_checkpointing:
             recomputable_layers(base.model)  # raises UserError if there are none
         limit = config.max_tokens_per_pass
-        self.max_tokens = tokens_that_fit(base.model) if limit == "auto" else int(limit)
+        self.max_tokens = tokens_that_fit(base.model, len(model.front)) if limit == "auto" else int(limit)
         num_rows = len(rows.train_rows)
         self.total = total_steps(num_rows, config.rows_per_step, config.num_train_epochs, config.max_steps)
         self.factor = rate_factor(config.lr_scheduler_type, self.total, config.warmup_steps)

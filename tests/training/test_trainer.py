@@ -272,7 +272,18 @@ def test_what_fits_follows_the_memory_that_is_free(monkeypatch):
     base = make_model("bloom")
     for free, tokens in ((0, 256), (2**40, 4096), (2 * 1000 * 2 * HIDDEN_SIZE * 32 * 4, 1000)):
         monkeypatch.setattr("softprompt.engine.passes.free_memory", lambda free=free: free)
-        assert tokens_that_fit(base) == tokens
+        assert tokens_that_fit(base, 12) == tokens
+
+
+def test_passes_are_short_where_long_ones_are_not_faster(monkeypatch):
+    """On a CPU without AMX, for a base whose activations matter, and only as far as the front is a small part."""
+    base = make_model("bloom").bfloat16()
+    monkeypatch.setattr("softprompt.engine.passes.free_memory", lambda: 2**40)
+    monkeypatch.setattr("softprompt.engine.passes.LITTLE_KEPT", 0)
+    for has_amx, front, tokens in ((False, 12, 512), (False, 100, 1600), (False, 1000, 4096), (True, 12, 4096)):
+        monkeypatch.setattr("softprompt.packs.cpu_kernels.cpu_uses_amx", lambda has_amx=has_amx: has_amx)
+        assert tokens_that_fit(base, front) == tokens
+    assert tokens_that_fit(base.float(), 12) == 512  # AMX does not multiply in fp32
 
 
 def test_a_run_says_how_its_rows_go_through_the_base(model_folder, rows_file, tmp_path, monkeypatch):
