@@ -1,7 +1,8 @@
 """The teacher's own answers: sampled once with the text in front, saved batch by batch, and kept as rows to read.
 
 `teacher.jsonl` in the run folder has one object per answer: its split, the number of its question there, and the turns
-of the conversation as `messages`, the last of which is the answer. It can be used as `data` like any other file.
+of the conversation as `messages`, the last of which is the answer. It can be used as `data` like any other file. The
+mark `teacher` tells `resume` whether the answers are of the same text and base.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ TEACHER_NAME = "teacher.jsonl"
 REPLAY_NAME = "replay.jsonl"  # the answers of the base alone to `distill_replay`
 SPLITS = {"train": "train_rows", "held_out": "eval_rows", "test": "test_rows"}  # in the order of `Splits`
 TEMPERATURE = 0.7  # of the sampling, as in `generate`; so are top_k and top_p
+OWN_COLUMNS = ("split", "row", "messages", "tools", "teacher")
 Asked = list[tuple[str, Row]]  # split and row
 
 
@@ -54,7 +56,8 @@ def answer_splits(
         name: of the file in the run folder. Only the questions of `TEACHER_NAME` have the column `distill_context`.
 
     Raises:
-        UserError: there is no question, one leaves no room for an answer, or `resume` finds answers of another run.
+        UserError: there is no question, one leaves no room for an answer, or `resume` finds answers to other questions
+            or of another teacher.
         Interrupted: SIGINT or SIGTERM arrived; all finished batches are saved.
     """
     asked = [(split, row) for split, name in SPLITS.items() for row in getattr(splits, name) if row.has_question]
@@ -66,9 +69,10 @@ def answer_splits(
     tokens = max(map(len, questions)) + config.distill_new_tokens
     require_room_for_text(base, len(base_and_front(teacher)[1]), tokens, text)
     recipe = _recipe(asked, questions, base, config, text)
+    mark = teacher_mark(base, text)
     if not (config.resume and path.exists()):
-        _answer(path, asked, questions, teacher, encoder, config, recipe, report)
-    kept = kept_splits(path, splits)
+        _answer(path, asked, questions, teacher, encoder, config, recipe, mark, report)
+    kept = kept_splits(path, splits, mark)
     if _questions_of(kept) != _questions_of(splits):
         option = "data" if name == TEACHER_NAME else "distill_replay"
         raise UserError(f"`resume`: {path} answers other questions than those of `{option}`; give the same")
@@ -97,14 +101,29 @@ def seen_by_teacher(row: Row, context: str | None) -> Row:
     return dataclasses.replace(row, messages=(*row.messages[:-1], last))
 
 
-def kept_splits(path: Path, splits: Splits | None = None) -> Splits:
+def teacher_mark(base: Base, text: Text) -> str:
+    """What the answers and questions of a text on a base are marked with."""
+    return hashlib.sha256(f"{text.sha256} {base.fingerprint.sha256}".encode()).hexdigest()[:16]
+
+
+def require_mark(path: Path, found: object, wanted: str | None) -> None:
+    """Raise `UserError` unless a line of a file has the mark that is wanted, or none at all."""
+    if wanted is not None and found not in (None, wanted):
+        raise UserError(
+            f"`resume`: {path} was written with another `distill_text` or base; give the same, or start anew with"
+            " `overwrite`"
+        )
+
+
+def kept_splits(path: Path, splits: Splits | None = None, mark: str | None = None) -> Splits:
     """Read the rows that `teacher.jsonl` keeps.
 
     Args:
         splits: what the questions were read from, whose notes stay.
+        mark: that of the teacher whose answers they must be; None takes those of any.
 
     Raises:
-        UserError: the file is not one of ours.
+        UserError: the file is not one of ours, or has answers of another teacher.
     """
     found: dict[str, list[Row]] = {name: [] for name in SPLITS}
     try:
@@ -116,10 +135,11 @@ def kept_splits(path: Path, splits: Splits | None = None) -> Splits:
             each = decode_json(line)
             *turns, answer = each["messages"]
             row = Row(tuple(turns), answer["content"], each["row"], tools=tuple(each.get("tools", ())))
-            others = {name: each[name] for name in each.keys() - {"split", "row", "messages", "tools"}}
+            others = {name: each[name] for name in each.keys() - set(OWN_COLUMNS)}
             found[each["split"]].append(dataclasses.replace(row, others=others))
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{path}, row {number}: is no answer of a teacher; start anew with `overwrite`") from error
+        require_mark(path, each.get("teacher"), mark)
     train, held_out, test = (found[split] for split in SPLITS)
     return Splits(train, held_out, test, notes=list(splits.notes) if splits else [])
 
@@ -146,6 +166,7 @@ def _answer(
     encoder: Encoder,
     config: TrainConfig,
     recipe: dict[str, Any],
+    mark: str,
     report: JobReport,
 ) -> None:
     """Answer the questions that are not answered yet, and write the file when all are."""
@@ -161,8 +182,8 @@ def _answer(
         raise Interrupted(stop.signum, file.place()) from None
     finally:
         report.end()
-    records = [_record(*each, answer) for place, each in enumerate(asked) for answer in file.answers_of(place + 1)]
-    file.finish(records)
+    found = [(row, file.answers_of(number)) for number, row in enumerate(asked, 1)]
+    file.finish([_record(*row, answer, mark) for row, answers in found for answer in answers])
 
 
 def answered_now(
@@ -244,9 +265,9 @@ def _open(path: Path, recipe: dict[str, Any], count: int, config: TrainConfig) -
     return AnswerFile.start(path, {"recipe": recipe}, count)
 
 
-def _record(split: str, row: Row, answer: str) -> dict[str, Any]:
+def _record(split: str, row: Row, answer: str, mark: str) -> dict[str, Any]:
     """The object of one answer."""
     messages = [*map(dict, row.messages), {"role": "assistant", "content": answer}]
     tools = {"tools": list(row.tools)} if row.tools else {}
-    others = {name: value for name, value in row.others.items() if name not in ("split", "row", "messages", "tools")}
-    return {"split": split, "row": row.number, "messages": messages} | tools | others
+    others = {name: value for name, value in row.others.items() if name not in OWN_COLUMNS}
+    return {"split": split, "row": row.number, "messages": messages} | tools | others | {"teacher": mark}

@@ -110,7 +110,10 @@ def _answered(
     """The splits with the teacher's answers, to its own questions if it is to write them."""
     model = teacher_model(text, encoder, base)
     if not config.resume:
+        stale = _stale(config)
         open_run_folder(config)  # clears what an earlier run left there, whose answers these replace
+        for path in stale:
+            path.unlink(missing_ok=True)
     if config.distill_questions:
         path, count = config.run_folder / QUESTIONS_NAME, config.distill_questions
         written = teachers_questions(
@@ -126,6 +129,22 @@ def _answered(
     for row in splits.train_rows[:SHOWN]:
         report.say(f"its answer to {str(row.messages[-1]['content'])!r}: {row.output!r}")
     return splits
+
+
+def _stale(config: TrainConfig) -> list[Path]:
+    """The files of an earlier run that this one samples again; a later `resume` would take them for its own.
+
+    Raises:
+        UserError: the run is to read one of them.
+    """
+    names = [TEACHER_NAME] + [REPLAY_NAME] * (config.distill_replay is not None)
+    paths = [config.run_folder / name for name in names]
+    paths += [*map(partial_path, paths)] + [config.run_folder / QUESTIONS_NAME] * (config.distill_questions > 0)
+    for option in (*DATA, "distill_replay"):
+        name = getattr(config, option)
+        if name is not None and Path(name).resolve() in {path.resolve() for path in paths}:
+            raise UserError(f"`{option}` {name}: this run would replace it; copy it, or name another `run_dir`")
+    return paths
 
 
 def _encoder(config: TrainConfig, base: Base, kinds: RowKinds, date: str | None) -> tuple[TrainConfig, Encoder]:

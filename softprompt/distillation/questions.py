@@ -15,6 +15,7 @@ from softprompt.answering.job import JobReport, batch_seed
 from softprompt.base.loading import Base
 from softprompt.config.commands import Sampling
 from softprompt.data.row import Row
+from softprompt.distillation.answers import require_mark, teacher_mark
 from softprompt.distillation.text import Text, require_room_for_text
 from softprompt.engine.model import SoftPromptModel
 from softprompt.errors import UserError
@@ -61,10 +62,11 @@ def teachers_questions(
     """Let the teacher write at most `count` different questions into `path`; `resume` takes those that are there.
 
     Raises:
-        UserError: it writes none that can be used, the text leaves no room for one, or those there are damaged.
+        UserError: it writes none that can be used, the text leaves no room for one, or those there are damaged or of
+            another teacher.
     """
     if resume and path.exists():
-        return _kept(path)
+        return _kept(path, teacher_mark(base, text))
     requests = [(kind, each[place]) for place in range(2) for kind, each in KINDS.items()]
     asked = encoder.questions([Row.asked(request) for _, request in requests])
     require_room_for_text(base, len(teacher.front), max(map(len, asked)) + NEW_TOKENS, text)
@@ -86,7 +88,8 @@ def teachers_questions(
         raise UserError("`distill_questions`: this base writes no question that can be used; give questions as `data`")
     rows = list(found.values())[:count]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    marked = [row | {"teacher": teacher_mark(base, text)} for row in rows]
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in marked).encode())
     return rows
 
 
@@ -101,8 +104,8 @@ def questions_in(texts: Sequence[str]) -> list[str]:
     return found
 
 
-def _kept(path: Path) -> list[dict[str, str]]:
-    """The questions of an earlier run."""
+def _kept(path: Path, mark: str) -> list[dict[str, str]]:
+    """The questions of an earlier run of the same teacher."""
     try:
         rows = [decode_json(line) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -110,6 +113,7 @@ def _kept(path: Path) -> list[dict[str, str]]:
     for number, row in enumerate(rows, 1):
         if not (isinstance(row, dict) and isinstance(row.get("instruction"), str)):
             raise UserError(f"{path}, row {number}: is no question; start anew with `overwrite`")
+        require_mark(path, row.pop("teacher", None), mark)
     return rows
 
 

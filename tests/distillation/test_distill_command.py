@@ -144,12 +144,74 @@ def test_answers_that_were_begun_are_gone_on_with(distil, rules, monkeypatch):
     assert (rules / "prompt.run" / "teacher.jsonl").read_bytes() == whole and not partial.exists()
 
 
+def stopped_before_the_first_step(distil, monkeypatch, *words, **changes):
+    """A run whose teacher is done, and which is stopped before anything else is written."""
+
+    def stop(trainer):
+        raise Interrupted(signal.SIGINT, "stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "run", stop)
+        assert_one_line(distil(*words, **changes), "stopped", status=130)
+
+
+@pytest.mark.parametrize("own", [{}, {"data": None, "distill_questions": 6}], ids=["data", "questions"])
+def test_the_answers_of_another_text_are_not_taken(distil, rules, monkeypatch, own):
+    """Before the first checkpoint, nothing but the answers themselves says of which text they are."""
+    stopped_before_the_first_step(distil, monkeypatch, **own)
+    (rules / "other.txt").write_text("Be rude.")
+    kept = (rules / "prompt.run" / "teacher.jsonl").read_bytes()
+    file = "questions.jsonl" if own else "teacher.jsonl"
+    wanted = f"--resume: prompt.run/{file} was written with another --distill-text or base"
+    assert_one_line(distil("--resume", distill_text="other.txt", **own), wanted)
+    assert (rules / "prompt.run" / "teacher.jsonl").read_bytes() == kept
+    assert distil("--resume", **own).status == 0
+    assert distil(prompt_file="whole.safetensors", **own).status == 0
+    assert (rules / "prompt.safetensors").read_bytes() == (rules / "whole.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("own", [{}, {"data": None, "distill_questions": 6}], ids=["data", "questions"])
+def test_a_stopped_overwrite_does_not_take_the_old_run_s_answers_for_its_own(distil, rules, monkeypatch, own):
+    replay = {"distill_replay": "questions.jsonl"} | own
+    assert distil(**replay).status == 0
+    (rules / "other.txt").write_text("Be rude.")
+    changed = replay | {"distill_text": "other.txt"}
+
+    def stop(*arguments, **settings):
+        raise Interrupted(signal.SIGINT, "stopped")
+
+    with monkeypatch.context() as patched:
+        for module in ("answers", "questions"):
+            patched.setattr(f"softprompt.distillation.{module}.generate_batch", stop)
+        assert distil("--overwrite", **changed).status == 130
+    names = {path.name for path in (rules / "prompt.run").iterdir()}
+    assert not names & {"teacher.jsonl", "replay.jsonl", *(["questions.jsonl"] if own else [])}
+    (rules / "prompt.safetensors").unlink()  # without a checkpoint, a resumed run does not replace it
+    assert distil("--resume", **changed).status == 0
+    assert distil(prompt_file="whole.safetensors", **changed).status == 0
+    assert answers(rules / "prompt.run") == answers(rules / "whole.run")
+
+
+def test_a_run_does_not_replace_the_rows_that_it_reads(distil, rules):
+    assert distil().status == 0
+    before = {path.name: path.read_bytes() for path in (rules / "prompt.run").iterdir() if path.is_file()}
+    wanted = "--data prompt.run/teacher.jsonl: this run would replace it; copy it, or name another --run-dir"
+    assert_one_line(distil("--overwrite", data="prompt.run/teacher.jsonl"), wanted)
+    assert {path.name: path.read_bytes() for path in (rules / "prompt.run").iterdir() if path.is_file()} == before
+    assert distil(data="prompt.run/teacher.jsonl", prompt_file="second.safetensors").status == 0
+
+
 def test_a_resumed_run_learns_from_the_same_text(distil, rules, monkeypatch):
+    (rules / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    own = {"data": "rows.jsonl", "prompt_file": "own.safetensors"}
     with monkeypatch.context() as patched:
         stop_after(patched, 4)
         distil()
+        distil("--distill-from-data", **own)
     (rules / "rules.txt").write_text("Be rude.")
-    assert_one_line(distil("--resume"), "--distill-text: this run learns from another text")
+    assert_one_line(distil("--resume"), "prompt.run/teacher.jsonl was written with another --distill-text")
+    wanted = "--distill-text: this run learns from another text"
+    assert_one_line(distil("--distill-from-data", "--resume", **own), wanted)
 
 
 def test_several_answers_and_those_of_the_data(distil, rules):

@@ -102,7 +102,7 @@ def test_a_search_that_was_stopped_while_the_teacher_answered_goes_on(search, sa
 @pytest.mark.parametrize(
     ("extra", "text", "wanted"),
     [
-        (["--resume"], "other.txt", "--distill-text: this sweep learns from another text"),
+        (["--resume"], "other.txt", "prompt.sweep/teacher.jsonl was written with another --distill-text"),
         (["--resume", "--distill-ce", 0.2], "rules.txt", "--distill-ce"),
         (["--overwrite"], None, "--distill-new-tokens 7: needs --distill-text"),
         (["--overwrite", "--system", "Be kind."], "rules.txt", "give it or --distill-text, not both"),

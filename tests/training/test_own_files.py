@@ -1,6 +1,7 @@
 """Files that softprompt wrote itself and something damaged: each reader says so, or does without, in its own way."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,10 +53,14 @@ def test_answers_of_a_teacher(tmp_path, content):
         kept_splits(tmp_path / "teacher.jsonl")
 
 
+# all that is asked of them where questions are there already
+TEXT, BASE = SimpleNamespace(sha256="1"), SimpleNamespace(fingerprint=SimpleNamespace(sha256="2"))
+
+
 def test_questions_of_a_teacher(tmp_path, content):
     (tmp_path / "questions.jsonl").write_text(content + "\n")
     with pytest.raises(UserError, match=r"questions\.jsonl.*start anew with `overwrite`"):
-        teachers_questions(tmp_path / "questions.jsonl", 3, None, None, None, None, None, seed=0, resume=True)
+        teachers_questions(tmp_path / "questions.jsonl", 3, None, None, BASE, TEXT, None, seed=0, resume=True)
 
 
 def test_a_small_file_in_the_cache_folder(tmp_path, monkeypatch, content):
