@@ -7,6 +7,7 @@ product, so here it is recomputed.
 
 import contextlib
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -93,6 +94,8 @@ def _find(base_model: PreTrainedModel) -> Iterator[tuple[nn.Module, Forward]]:
 
 def _light_forward(module: Any) -> Forward | None:
     """The new forward of a module that looks like an RMS norm or a gated MLP; None for any other."""
+    if len(inspect.signature(type(module).forward).parameters) != 2:
+        return None  # it takes more than `self` and the hidden states
     if type(module).__name__.endswith("RMSNorm") and not [*module.children()] and len([*module.parameters()]) == 1:
         own = functools.partial(type(module).forward, module)
         return lambda x: _Recomputed.apply(x, own)

@@ -81,6 +81,17 @@ def test_a_forward_that_somebody_replaced_is_left_alone():
     assert replaced_in(base) == [mlp, norm] and mlp.forward is doubled
 
 
+def test_a_norm_that_takes_a_gate_is_left_alone(monkeypatch):
+    base = make_family("llama")
+
+    def gated(self, x, gate=None):
+        return x if gate is None else x * gate
+
+    monkeypatch.setattr(type(base.model.norm), "forward", gated)
+    with light_modules(base):
+        assert len(replaced_in(base)) == 2
+
+
 def test_an_mlp_that_computes_something_else_is_left_alone(monkeypatch):
     base = make_family("llama")
 
