@@ -12,6 +12,7 @@ Attention is causal, so the Z places of the shared prefix depend on no row and a
 (`attention.py`). A row ends with the last token that predicts a label: its eos is a target and never an input.
 """
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -84,20 +85,48 @@ def pack_rows(rows: Sequence[EncodedRow], *, front_length: int) -> Pack:
 
 
 def cut_passes(rows: Sequence[EncodedRow], *, front_length: int, max_tokens: int) -> list[list[EncodedRow]]:
-    """Distribute rows over few passes of at most `max_tokens` places each, the front included.
+    """Distribute rows over few passes of at most `max_tokens` places each, the front included, as evenly as that goes.
 
-    The longest rows are placed first, each in the first pass that has room for it. A row that is longer than
-    `max_tokens` gets a pass of its own. The rows' common opening is counted for every row, so a pack may be shorter.
+    A row that is longer than `max_tokens` gets a pass of its own. The rows' common opening is counted for every row, so
+    a pack may be shorter.
     """
-    passes: list[tuple[int, list[EncodedRow]]] = []
-    for row in sorted(rows, key=lambda row: len(needed_ids(row)), reverse=True):
-        length = len(needed_ids(row))
-        place = next((i for i, (used, _) in enumerate(passes) if used + length <= max_tokens), None)
-        if place is None:
-            passes.append((front_length + length, [row]))
-        else:
-            passes[place] = (passes[place][0] + length, [*passes[place][1], row])
-    return [members for _, members in passes]
+    measured = sorted(((len(needed_ids(row)), row) for row in rows), key=lambda pair: pair[0], reverse=True)
+    lengths = [length for length, _ in measured]
+    places, used = _first_fit(lengths, max_tokens - front_length)
+    evenly, longest = _evenly(lengths, len(used))
+    if longest < max(used, default=0):  # the longest pass decides how much memory a step takes
+        places = evenly
+    passes: list[list[EncodedRow]] = [[] for _ in used]
+    for place, (_, row) in zip(places, measured, strict=True):
+        passes[place].append(row)
+    return passes
+
+
+def _first_fit(lengths: Sequence[int], room: int) -> tuple[list[int], list[int]]:
+    """Put each row, the longest first, into the first pass that has room: the pass of every row, and all lengths."""
+    places: list[int] = []
+    used: list[int] = []
+    for length in lengths:
+        place = next((place for place, taken in enumerate(used) if taken + length <= room), len(used))
+        if place == len(used):
+            used.append(0)
+        used[place] += length
+        places.append(place)
+    return places, used
+
+
+def _evenly(lengths: Sequence[int], count: int) -> tuple[list[int], int]:
+    """Put each row, the longest first, into the shortest of `count` passes: the pass of every row, the longest length.
+
+    This is Graham's rule (1969), whose longest pass is at most a third longer than the best one.
+    """
+    places = []
+    passes = [(0, place) for place in range(count)]  # a heap
+    for length in lengths:
+        used, place = passes[0]
+        heapq.heapreplace(passes, (used + length, place))
+        places.append(place)
+    return places, max(passes, default=(0, 0))[0]
 
 
 def needed_ids(row: EncodedRow) -> list[int]:

@@ -73,3 +73,11 @@ def test_passes_hold_every_row_once_and_keep_to_the_budget(seed, limit):
         assert len(members) == 1 or 5 + sum(len(needed_ids(row)) for row in members) <= limit
     if limit == 10_000:
         assert len(passes) == 1
+
+
+def test_passes_are_even_and_no_more_than_are_needed():
+    """First fit alone would make passes of 20, 20 and 2."""
+    rows = [EncodedRow([5] * (length + 1), [IGNORE_INDEX] * length + [5]) for length in (9, 8, 8, 7, 3, 3, 2, 2)]
+    passes = cut_passes(rows, front_length=4, max_tokens=24)
+    assert sorted(sum(len(needed_ids(row)) for row in members) for members in passes) == [13, 14, 15]
+    assert cut_passes([], front_length=4, max_tokens=24) == []
