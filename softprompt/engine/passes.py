@@ -26,8 +26,8 @@ KEPT_PER_LAYER = 32
 # beyond these, longer passes multiply no faster and only cost memory
 MOST_TOKENS = {"cpu": 4096, "cuda": 32768}
 FEWEST_TOKENS = 256
-# Without AMX, a CPU multiplies passes of this many tokens as fast as longer ones, as long as computing the front again
-# in each of them is a small part of it; so they are not longer, unless what they keep is little anyway.
+# Without AMX, a CPU multiplies passes of this many tokens about as fast as longer ones, as long as computing the front
+# again in each of them is a small part of it; so they are not longer, unless what they keep is little anyway.
 SHORT_PASS, FRONTS_PER_PASS, LITTLE_KEPT = 512, 16, 1 << 29
 # Lanes share passes of this many tokens: longer ones save few calls more, and what they compute leaves the CPU's cache.
 LANE_TOKENS = {"cpu": 1024, "cuda": 32768}
